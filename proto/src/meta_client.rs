@@ -1,0 +1,256 @@
+//! Calls to the metadata cluster: finds the leader, follows it, gives up after a deadline.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::rpc::meta_client::MetaClient as Grpc;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{
+    Code, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+/// How a node that does not lead names the leader.
+const LEADER_KEY: &str = "tidewater-leader";
+/// Time for a TCP connection to a meta node.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Pause after each endpoint failed once, so that a cluster without a leader is not hammered.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// Largest answer: the segments of a 64 TiB volume.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Addresses remembered beside the given ones; leaders that were named.
+const ADDRESSES_MAX: usize = 64;
+
+/// A call that the metadata cluster refused, or that did not reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetaError {
+    /// What went wrong.
+    pub code: MetaCode,
+    /// The server's words, for people.
+    pub message: String,
+}
+
+/// What went wrong with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MetaCode {
+    /// No such volume, program, server or segment.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// The state does not allow it: attached, stale, wrong phase.
+    Conflict,
+    /// Malformed.
+    Invalid,
+    /// No placement: too few servers with room.
+    NoRoom,
+    /// No meta node answered, or none of them leads. Whether the call took effect is open.
+    Unreachable,
+    /// The server does not know the call.
+    Unsupported,
+    /// The server failed.
+    Internal,
+}
+
+impl fmt::Display for MetaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            MetaCode::Unreachable => write!(f, "metadata cluster unreachable: {}", self.message),
+            MetaCode::NotFound
+            | MetaCode::Exists
+            | MetaCode::Conflict
+            | MetaCode::Invalid
+            | MetaCode::NoRoom
+            | MetaCode::Unsupported
+            | MetaCode::Internal => f.write_str(&self.message),
+        }
+    }
+}
+
+impl std::error::Error for MetaError {}
+
+impl MetaError {
+    /// Whether another try may succeed by itself.
+    pub fn is_transient(&self) -> bool {
+        self.code == MetaCode::Unreachable
+    }
+}
+
+impl From<&Status> for MetaError {
+    fn from(status: &Status) -> Self {
+        let code = match status.code() {
+            Code::NotFound => MetaCode::NotFound,
+            Code::AlreadyExists => MetaCode::Exists,
+            Code::FailedPrecondition => MetaCode::Conflict,
+            Code::InvalidArgument | Code::OutOfRange => MetaCode::Invalid,
+            Code::ResourceExhausted => MetaCode::NoRoom,
+            Code::Unimplemented => MetaCode::Unsupported,
+            Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Aborted
+            | Code::Unknown => MetaCode::Unreachable,
+            Code::Ok
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Internal
+            | Code::DataLoss => MetaCode::Internal,
+        };
+        Self { code, message: status.message().to_owned() }
+    }
+}
+
+/// How long a call may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// One node's time to answer.
+    pub per_try: Duration,
+    /// All tries together.
+    pub total: Duration,
+}
+
+/// Client of all meta nodes. Bound to the runtime that first uses it.
+pub struct MetaClient {
+    /// A lock, because calls of many tasks share it; never held across an await.
+    nodes: Mutex<Nodes>,
+}
+
+struct Nodes {
+    addresses: Vec<String>,
+    current: usize,
+    channels: BTreeMap<String, Channel>,
+}
+
+impl Nodes {
+    fn client(&mut self) -> Result<(usize, Grpc<Channel>), MetaError> {
+        let address = self.addresses[self.current].clone();
+        let channel = match self.channels.get(&address) {
+            Some(channel) => channel.clone(),
+            None => {
+                let endpoint = Endpoint::from_shared(format!("http://{address}"))
+                    .map_err(|e| MetaError { code: MetaCode::Invalid, message: e.to_string() })?;
+                let channel =
+                    endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+                self.channels.insert(address, channel.clone());
+                channel
+            }
+        };
+        let client = Grpc::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+        Ok((self.current, client))
+    }
+
+    /// Goes to the leader that was named, or else to the next node. Nothing to do if another call
+    /// has gone on already. True if all nodes have had their turn.
+    fn move_on(&mut self, failed: usize, leader: Option<&str>) -> bool {
+        if self.current != failed {
+            return false;
+        }
+        let known = leader.and_then(|l| self.addresses.iter().position(|a| a == l));
+        self.current = match (known, leader) {
+            (Some(at), _) if at != failed => at,
+            (None, Some(leader)) if self.addresses.len() < ADDRESSES_MAX => {
+                self.addresses.push(leader.to_owned());
+                self.addresses.len() - 1
+            }
+            (_, _) => (failed + 1) % self.addresses.len(),
+        };
+        leader.is_none() && self.current == 0
+    }
+}
+
+impl MetaClient {
+    /// A client that starts with these addresses, `host:port` each.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` if there are none.
+    pub fn new(endpoints: &[String]) -> Result<Self, MetaError> {
+        if endpoints.is_empty() {
+            let message = "no endpoint of a meta node given".to_owned();
+            return Err(MetaError { code: MetaCode::Invalid, message });
+        }
+        let addresses = endpoints
+            .iter()
+            .map(|e| e.trim_start_matches("http://").trim_end_matches('/').to_owned())
+            .collect();
+        let nodes = Nodes { addresses, current: 0, channels: BTreeMap::new() };
+        Ok(Self { nodes: Mutex::new(nodes) })
+    }
+
+    fn nodes(&self) -> std::sync::MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls until a node answers for good or the patience ends.
+    ///
+    /// # Errors
+    ///
+    /// [`MetaError`].
+    pub async fn call<R, F, Fut>(
+        &self,
+        patience: Patience,
+        mut call: F,
+    ) -> Result<R, MetaError>
+    where
+        F: FnMut(Grpc<Channel>) -> Fut,
+        Fut: Future<Output = Result<Response<R>, Status>>,
+    {
+        let deadline = Instant::now() + patience.total;
+        loop {
+            let (node, client) = self.nodes().client()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let status = match timeout(patience.per_try.min(left), call(client)).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded("no answer in time"),
+            };
+            let error = MetaError::from(&status);
+            if error.code != MetaCode::Unreachable || Instant::now() >= deadline {
+                return Err(error);
+            }
+            let leader = status.metadata().get(LEADER_KEY).and_then(|v| v.to_str().ok());
+            let leader = leader.filter(|l| !l.is_empty());
+            let round_over = self.nodes().move_on(node, leader);
+            if round_over || leader.is_some() && error_repeats(node, &self.nodes()) {
+                sleep(ROUND_PAUSE.min(deadline.saturating_duration_since(Instant::now()))).await;
+            }
+        }
+    }
+}
+
+/// A node that names itself the leader and yet refuses is about to change its mind.
+fn error_repeats(node: usize, nodes: &Nodes) -> bool {
+    nodes.current == node
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes() -> Nodes {
+        let addresses = ["a:1", "b:1", "c:1"].map(str::to_owned).to_vec();
+        Nodes { addresses, current: 0, channels: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_named_leader_is_followed_even_if_it_was_unknown() {
+        let mut nodes = nodes();
+        assert!(!nodes.move_on(0, Some("c:1")));
+        assert_eq!(nodes.current, 2);
+        assert!(!nodes.move_on(2, Some("d:1")));
+        assert_eq!(nodes.addresses[nodes.current], "d:1");
+    }
+
+    #[test]
+    fn without_a_leader_every_node_has_its_turn() {
+        let mut nodes = nodes();
+        assert!(!nodes.move_on(0, None));
+        assert!(!nodes.move_on(0, None), "another call has gone on already");
+        assert!(!nodes.move_on(1, None));
+        assert!(nodes.move_on(2, None), "the round is over");
+    }
+}
