@@ -1,0 +1,261 @@
+//! One meta node: its parts, its start and its end.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use openraft::async_runtime::watch::WatchReceiver;
+use tidewater_proto::rpc::{meta_server::MetaServer, raft_server::RaftServer};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::{
+    config::{ConfigError, MetaConfig},
+    detector::{Detector, Millis},
+    driver,
+    live::Live,
+    metrics::MetaMetrics,
+    raft::{
+        Raft,
+        log::LogStore,
+        machine::Machine,
+        network::{Factory, MESSAGE_BYTES_MAX},
+        service::RaftService,
+        store::{Store, StoreError},
+    },
+    service::MetaService,
+};
+
+/// For requests in progress to end at a stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a meta node cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum MetaError {
+    /// The configuration cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data folder cannot be served.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Configured.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The Raft core stopped: its storage failed.
+    #[error("raft stopped: {reason}")]
+    Raft {
+        /// openraft's words.
+        reason: String,
+    },
+    /// The gRPC server stopped.
+    #[error("server stopped: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// The gRPC server ended by itself.
+    #[error("server ended")]
+    ServerGone,
+}
+
+/// What the handlers and the driver share.
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) config: MetaConfig,
+    pub(crate) raft: Raft,
+    pub(crate) live: Arc<Live>,
+    /// Fires when the node is to stop; every wait ends with it.
+    pub(crate) closing: CancellationToken,
+    // A lock, because heartbeats and the driver are different tasks. Never held across an await.
+    detector: Mutex<Detector>,
+    started: Instant,
+}
+
+impl Node {
+    /// Milliseconds of this process's monotonic clock.
+    pub(crate) fn now(&self) -> Millis {
+        self.started.elapsed().as_millis() as Millis
+    }
+
+    pub(crate) fn detector(&self) -> MutexGuard<'_, Detector> {
+        self.detector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Unix milliseconds, for proposals.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A running meta node.
+pub struct MetaNode {
+    node: Arc<Node>,
+    address: SocketAddr,
+    /// None once it has ended and `failed` has said why.
+    server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+    driver: JoinHandle<()>,
+    closed: CancellationToken,
+}
+
+impl MetaNode {
+    /// Recovers from the data folder and serves. Runs on the caller's tokio runtime.
+    pub async fn start(config: MetaConfig) -> Result<Self, MetaError> {
+        config.validate()?;
+        let store = Store::open(&config.dir, config.node)?;
+        let closed = store.closed();
+        let started = Self::start_on(config, store).await;
+        if started.is_err() {
+            // The folder can be opened again once this returns.
+            closed.cancelled().await;
+        }
+        started
+    }
+
+    async fn start_on(config: MetaConfig, store: Store) -> Result<Self, MetaError> {
+        let closed = store.closed();
+        let log = LogStore::new(store.clone())?;
+        let (machine, live) = Machine::open(store)?;
+        check_cluster(&config, &live)?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|source| MetaError::Listen { address: config.listen, source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| MetaError::Listen { address: config.listen, source })?;
+        let snapshots = machine.snapshots();
+        let raft_config = Arc::new(config.raft().map_err(ConfigError::from)?);
+        let network = Factory { from: config.node };
+        let raft = Raft::new(config.node, raft_config, network, log, machine)
+            .await
+            .map_err(|fatal| MetaError::Raft { reason: fatal.to_string() })?;
+        let detector = Mutex::new(Detector::new(config.server_dead_after_ms, 0));
+        let closing = CancellationToken::new();
+        let id = config.node;
+        let started = Instant::now();
+        let node = Arc::new(Node { id, config, raft, live, closing, detector, started });
+        let raft_service = RaftService { node: id, raft: node.raft.clone(), snapshots };
+        let server = Some(tokio::spawn(serve(Arc::clone(&node), raft_service, listener)));
+        let driver = tokio::spawn(driver::run(Arc::clone(&node)));
+        tracing::info!(node = id, %address, "meta node serves");
+        Ok(Self { node, address, server, driver, closed })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `host:port` that others reach it at; what `InitCluster` and `AddMetaNode` want.
+    pub fn advertised(&self) -> String {
+        self.node.config.advertise.clone().unwrap_or_else(|| self.address.to_string())
+    }
+
+    /// Figures for monitoring.
+    pub fn metrics(&self) -> MetaMetrics {
+        MetaMetrics::of(&self.node)
+    }
+
+    /// A handle to the figures that outlives borrows of the node.
+    pub fn metrics_source(&self) -> impl Fn() -> MetaMetrics + Send + Sync + 'static {
+        let node = Arc::downgrade(&self.node);
+        move || node.upgrade().map(|node| MetaMetrics::of(&node)).unwrap_or_default()
+    }
+
+    /// Resolves when the node cannot go on, with the reason.
+    pub async fn failed(&mut self) -> MetaError {
+        let raft = raft_failed(&self.node.raft);
+        let Some(server) = &mut self.server else { return raft.await };
+        let ended = tokio::select! {
+            error = raft => return error,
+            ended = server => ended,
+        };
+        self.server = None;
+        match ended {
+            Ok(Err(error)) => MetaError::Server(error),
+            Ok(Ok(())) | Err(_) => MetaError::ServerGone,
+        }
+    }
+
+    /// Stops serving and closes the data folder.
+    pub async fn stop(self) {
+        self.node.closing.cancel();
+        if let Some(mut server) = self.server
+            && tokio::time::timeout(STOP_TIMEOUT, &mut server).await.is_err()
+        {
+            server.abort();
+        }
+        if let Err(error) = self.driver.await {
+            tracing::warn!(%error, "driver failed");
+        }
+        if let Err(error) = self.node.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop in order");
+        }
+        drop(self.node);
+        if tokio::time::timeout(STOP_TIMEOUT, self.closed.cancelled()).await.is_err() {
+            tracing::warn!("data folder is still in use after the stop");
+        }
+    }
+}
+
+async fn raft_failed(raft: &Raft) -> MetaError {
+    let mut metrics = raft.metrics();
+    loop {
+        let state = metrics.borrow_watched().running_state.clone();
+        if let Err(fatal) = state {
+            return MetaError::Raft { reason: fatal.to_string() };
+        }
+        if metrics.changed().await.is_err() {
+            return MetaError::Raft { reason: "core is gone".to_owned() };
+        }
+    }
+}
+
+fn check_cluster(config: &MetaConfig, live: &Live) -> Result<(), StoreError> {
+    let view = live.read();
+    let (Some(row), Some(configured)) = (view.state.cluster(), &config.cluster) else {
+        return Ok(());
+    };
+    if row.uuid != *configured {
+        let (found, configured) = (row.uuid.clone(), configured.clone());
+        return Err(StoreError::OtherCluster { found, configured });
+    }
+    Ok(())
+}
+
+async fn serve(
+    node: Arc<Node>,
+    raft: RaftService,
+    listener: TcpListener,
+) -> Result<(), tonic::transport::Error> {
+    let closing = node.closing.clone();
+    let raft = RaftServer::new(raft)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Server::builder()
+        .tcp_nodelay(true)
+        .add_service(MetaServer::new(MetaService { node }))
+        .add_service(raft)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), closing.cancelled_owned())
+        .await
+}
+
+/// Serves a meta node until `shutdown` resolves or the node fails.
+pub async fn run(
+    config: MetaConfig,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), MetaError> {
+    let mut node = MetaNode::start(config).await?;
+    let failed = tokio::select! {
+        () = shutdown => None,
+        error = node.failed() => Some(error),
+    };
+    node.stop().await;
+    failed.map_or(Ok(()), Err)
+}

@@ -1,0 +1,228 @@
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+//! Rows of the state's tables. Stored as JSON: a field added later needs a serde default.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tidewater_proto::{
+    ids::{RunId, ServerId, SessionId, Token, VolumeId},
+    record::{Durability, ServerAddress},
+};
+
+/// The cluster's constants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ClusterRow {
+    pub(crate) uuid: String,
+    pub(crate) segment_bytes: u64,
+    pub(crate) created_ms: u64,
+}
+
+/// Ids given so far; none is given twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counters {
+    pub(crate) server: u64,
+    pub(crate) volume: u64,
+    pub(crate) replica: u64,
+    pub(crate) session: u64,
+    pub(crate) event: u64,
+}
+
+/// Where something runs; empty where unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Topology {
+    pub(crate) region: String,
+    pub(crate) zone: String,
+    pub(crate) rack: String,
+    pub(crate) host: String,
+}
+
+/// Speed class of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Tier {
+    Nvme,
+    Ssd,
+    Hdd,
+}
+
+/// One directory, file or disk of a chunkserver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Device {
+    pub(crate) name: String,
+    pub(crate) tier: Tier,
+    pub(crate) capacity_bytes: u64,
+    pub(crate) used_bytes: u64,
+    pub(crate) failed: bool,
+}
+
+/// A chunkserver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServerRow {
+    pub(crate) id: ServerId,
+    /// Identity of its data folder.
+    pub(crate) store: String,
+    pub(crate) run: RunId,
+    pub(crate) topology: Topology,
+    pub(crate) address: ServerAddress,
+    pub(crate) devices: Vec<Device>,
+    /// Takes no new copies.
+    pub(crate) cordoned: bool,
+}
+
+/// When a volume went to the trash and when it is purged, by the proposers' clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Trashed {
+    pub(crate) deleted_ms: u64,
+    pub(crate) purge_ms: u64,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VolumeRow {
+    pub(crate) id: VolumeId,
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) replicas: u8,
+    pub(crate) durability: Durability,
+    pub(crate) token: Token,
+    pub(crate) created_ms: u64,
+    pub(crate) trashed: Option<Trashed>,
+    /// The last writer to attach was exclusive: the next shared one raises the token.
+    pub(crate) exclusive_last: bool,
+    /// Requests whose attachment has ended, newest last; a late copy of one must not attach again.
+    pub(crate) ended: Vec<String>,
+}
+
+/// How a volume is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AttachMode {
+    Exclusive,
+    Shared,
+    ReadOnly,
+}
+
+/// Who attaches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Holder {
+    pub(crate) program: String,
+    pub(crate) instance: String,
+    pub(crate) host: String,
+    pub(crate) topology: Topology,
+}
+
+/// `Fencing -> Ready`, once every segment's primary has acknowledged the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AttachState {
+    Fencing,
+    Ready,
+}
+
+/// One open of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AttachmentRow {
+    pub(crate) session: SessionId,
+    pub(crate) volume: VolumeId,
+    pub(crate) mode: AttachMode,
+    pub(crate) holder: Holder,
+    pub(crate) token: Token,
+    pub(crate) state: AttachState,
+    /// Drawn by the client; empty if it drew none.
+    pub(crate) request: String,
+    pub(crate) created_ms: u64,
+}
+
+/// A running copy of a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Instance {
+    pub(crate) host: String,
+    pub(crate) topology: Topology,
+}
+
+/// Who uses volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProgramRow {
+    pub(crate) created_ms: u64,
+    pub(crate) instances: BTreeMap<String, Instance>,
+}
+
+/// A copy of a purged segment whose server has not yet reported it deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RetiredRow {
+    pub(crate) retired_ms: u64,
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EventKind {
+    ClusterCreated,
+    ServerRegistered,
+    ServerRestarted,
+    ServerCordoned,
+    ServerUncordoned,
+    ServerRemoved,
+    DeviceChanged,
+    VolumeCreated,
+    VolumeResized,
+    VolumeRenamed,
+    VolumeDeleted,
+    VolumeRestored,
+    VolumePurged,
+    Attached,
+    Detached,
+    SegmentPlaced,
+    MemberRemoved,
+    MemberLost,
+    MemberPromoted,
+    PromotionWithdrawn,
+    PrimaryMoved,
+    PrimaryReplaced,
+    LearnerAdded,
+    CopyRetired,
+}
+
+/// One line of the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EventRow {
+    pub(crate) revision: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) kind: EventKind,
+    pub(crate) actor: String,
+    pub(crate) reason: String,
+    pub(crate) subject: String,
+    pub(crate) detail: String,
+}
+
+impl EventKind {
+    /// The kind as written in listings.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ClusterCreated => "cluster-created",
+            Self::ServerRegistered => "server-registered",
+            Self::ServerRestarted => "server-restarted",
+            Self::ServerCordoned => "server-cordoned",
+            Self::ServerUncordoned => "server-uncordoned",
+            Self::ServerRemoved => "server-removed",
+            Self::DeviceChanged => "device-changed",
+            Self::VolumeCreated => "volume-created",
+            Self::VolumeResized => "volume-resized",
+            Self::VolumeRenamed => "volume-renamed",
+            Self::VolumeDeleted => "volume-deleted",
+            Self::VolumeRestored => "volume-restored",
+            Self::VolumePurged => "volume-purged",
+            Self::Attached => "attached",
+            Self::Detached => "detached",
+            Self::SegmentPlaced => "segment-placed",
+            Self::MemberRemoved => "member-removed",
+            Self::MemberLost => "member-lost",
+            Self::MemberPromoted => "member-promoted",
+            Self::PromotionWithdrawn => "promotion-withdrawn",
+            Self::PrimaryMoved => "primary-moved",
+            Self::PrimaryReplaced => "primary-replaced",
+            Self::LearnerAdded => "learner-added",
+            Self::CopyRetired => "copy-retired",
+        }
+    }
+}

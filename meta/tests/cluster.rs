@@ -1,0 +1,416 @@
+//! Meta nodes in one process, on loopback, with real folders.
+#![allow(clippy::disallowed_methods)] // polls and beats
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tidewater_meta::{MetaConfig, MetaError, MetaNode, StoreError};
+use tidewater_proto::rpc::{self, meta_client::MetaClient};
+use tonic::{Code, Status, transport::Channel};
+
+const TIB: u64 = 1 << 40;
+const MIB: u64 = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(15);
+
+type Client = MetaClient<Channel>;
+
+/// Addresses that were free a moment ago, one a node.
+fn addresses(count: usize) -> Vec<SocketAddr> {
+    let listeners: Vec<_> = (0..count)
+        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port"))
+        .collect();
+    listeners.iter().map(|l| l.local_addr().expect("bound")).collect()
+}
+
+fn config(node: u64, listen: SocketAddr, root: &Path) -> MetaConfig {
+    MetaConfig {
+        server_dead_after_ms: 500,
+        repair_delay_ms: 300,
+        attach_timeout_ms: 3_000,
+        snapshot_entries: 40,
+        keep_entries: 5,
+        ..MetaConfig::new(node, listen, root.join(format!("m{node}")))
+    }
+}
+
+/// Some of a cluster's nodes, running.
+struct Cluster {
+    root: tempfile::TempDir,
+    listen: Vec<SocketAddr>,
+    nodes: Vec<Option<MetaNode>>,
+}
+
+impl Cluster {
+    /// `voters` nodes that form a cluster, and room for one more.
+    async fn start(voters: usize) -> Self {
+        let root = tempfile::tempdir().expect("tempdir");
+        let listen = addresses(voters + 1);
+        let nodes = (0..=voters).map(|_| None).collect();
+        let mut cluster = Self { root, listen, nodes };
+        for index in 0..voters {
+            cluster.restart(index).await;
+        }
+        let nodes = (0..voters).map(|index| cluster.member(index)).collect();
+        let request = rpc::InitClusterRequest { nodes, segment_bytes: MIB };
+        cluster.client(0).init_cluster(request).await.expect("init");
+        cluster
+    }
+
+    fn member(&self, index: usize) -> rpc::MetaNode {
+        rpc::MetaNode {
+            id: index as u64 + 1,
+            address: self.listen[index].to_string(),
+            ..rpc::MetaNode::default()
+        }
+    }
+
+    async fn restart(&mut self, index: usize) {
+        let config = config(index as u64 + 1, self.listen[index], self.root.path());
+        self.nodes[index] = Some(MetaNode::start(config).await.expect("starts"));
+    }
+
+    async fn stop(&mut self, index: usize) {
+        self.nodes[index].take().expect("runs").stop().await;
+    }
+
+    fn client(&self, index: usize) -> Client {
+        let address = format!("http://{}", self.listen[index]);
+        MetaClient::new(Channel::from_shared(address).expect("address").connect_lazy())
+    }
+
+    fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|&index| self.nodes[index].is_some()).collect()
+    }
+
+    /// Index of a running node that leads and has a quorum.
+    async fn leader(&self) -> usize {
+        until("a leader", async || {
+            for index in self.running() {
+                if self.client(index).list_programs(rpc::Empty {}).await.is_ok() {
+                    return Some(index);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    async fn status(&self, index: usize) -> rpc::StatusReply {
+        self.client(index).status(rpc::StatusRequest {}).await.expect("status").into_inner()
+    }
+
+    /// Waits until all running nodes have applied the same entries; INV-META.
+    async fn assert_equal_states(&self) {
+        let leader = self.leader().await;
+        until("all nodes at one index", async || {
+            let want = self.status(leader).await;
+            for index in self.running() {
+                let have = self.status(index).await;
+                if have.applied != want.applied {
+                    return None;
+                }
+                assert_eq!(have.state_hash, want.state_hash, "node {index} at {}", have.applied);
+            }
+            Some(())
+        })
+        .await;
+    }
+}
+
+/// Polls until there is an answer.
+async fn until<T>(what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = poll().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "no {what} within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn create(client: &mut Client, name: &str, size_bytes: u64) -> Result<rpc::Volume, Status> {
+    let name = name.to_owned();
+    let request = rpc::CreateVolumeRequest { name, size_bytes, ..Default::default() };
+    client.create_volume(request).await.map(tonic::Response::into_inner)
+}
+
+fn registration(id: u64, run: u64) -> rpc::RegisterServerRequest {
+    rpc::RegisterServerRequest {
+        run,
+        topology: Some(rpc::Topology { host: format!("h{id}"), ..Default::default() }),
+        control: format!("127.0.0.1:{}", 20_000 + id),
+        shards: vec![format!("127.0.0.1:{}", 21_000 + id)],
+        devices: vec![rpc::Device {
+            name: "d".to_owned(),
+            tier: rpc::Tier::Ssd.into(),
+            capacity_bytes: TIB,
+            ..Default::default()
+        }],
+        store: format!("store-{id}"),
+        ..Default::default()
+    }
+}
+
+/// A chunkserver that stores nothing: beats, watches, and activates what it leads.
+struct FakeServer {
+    id: u64,
+    stop: tokio::task::JoinHandle<()>,
+}
+
+impl FakeServer {
+    async fn start(mut client: Client, number: u64, run: u64) -> Self {
+        let reply = client.register_server(registration(number, run)).await.expect("register");
+        let id = reply.into_inner().server;
+        let stop = tokio::spawn(async move {
+            let beats = beat(client.clone(), id, run);
+            let serves = serve(client, id, run);
+            tokio::join!(beats, serves);
+        });
+        Self { id, stop }
+    }
+
+    fn kill(&self) {
+        self.stop.abort();
+    }
+}
+
+async fn beat(mut client: Client, server: u64, run: u64) {
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        tick.tick().await;
+        let beat = rpc::HeartbeatRequest { server, run, ..Default::default() };
+        client.heartbeat(beat).await.expect("leader");
+    }
+}
+
+async fn serve(mut client: Client, server: u64, run: u64) {
+    let filter = Some(rpc::watch_request::Filter::Server(server));
+    let request = rpc::WatchRequest { from_revision: 0, filter };
+    let mut stream = client.watch(request).await.expect("watch").into_inner();
+    while let Some(reply) = stream.message().await.expect("watch goes on") {
+        for segment in reply.segments {
+            let (volume, index) = (segment.volume, segment.index);
+            let leads = segment.primary_run == run
+                && segment
+                    .members
+                    .iter()
+                    .any(|m| m.replica == segment.primary && m.server == server);
+            if !leads {
+                continue;
+            }
+            let (epoch, token) = (segment.epoch, segment.token);
+            let reports = vec![rpc::ActiveReport { volume, index, epoch, token }];
+            let report = rpc::ReportActiveRequest { server, reports };
+            client.report_active(report).await.expect("report");
+            for learner in &segment.learners {
+                let change = rpc::ChangeSetRequest {
+                    volume,
+                    index,
+                    expected_epoch: epoch,
+                    proposer: server,
+                    change: Some(rpc::change_set_request::Change::Promote(learner.replica)),
+                    reason: "caught up".to_owned(),
+                };
+                client.change_set(change).await.expect("change set");
+            }
+        }
+        let copies = reply.retired.iter();
+        let reports: Vec<_> = copies
+            .map(|c| rpc::DeletedReport { volume: c.volume, index: c.index, replica: c.replica })
+            .collect();
+        if !reports.is_empty() {
+            let report = rpc::ReportDeletedRequest { server, reports };
+            client.report_deleted(report).await.expect("report");
+        }
+    }
+}
+
+fn exclusive(volume: &str, request: &str) -> rpc::AttachRequest {
+    rpc::AttachRequest {
+        volume: volume.to_owned(),
+        program: "db".to_owned(),
+        instance: "1".to_owned(),
+        host: "h".to_owned(),
+        request: request.to_owned(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_serves_volumes_attachments_and_segments_end_to_end() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0);
+    let mut servers = Vec::new();
+    for number in 1..=4 {
+        servers.push(FakeServer::start(client.clone(), number, 100 + number).await);
+    }
+    let volume = create(&mut client, "vm/disk", 64 * TIB).await.expect("create");
+    assert_eq!((volume.replicas, volume.segments), (3, 0));
+
+    let attached = client.attach(exclusive("vm/disk", "r1")).await.expect("attach").into_inner();
+    let first = attached.attachment.expect("attachment");
+    assert!(first.ready && first.token == 1 && first.session == 1);
+    let again = client.attach(exclusive("vm/disk", "r1")).await.expect("repeated").into_inner();
+    assert_eq!(again.attachment.expect("attachment").session, first.session);
+    let held = client.attach(exclusive("vm/disk", "r2")).await.expect_err("held");
+    assert_eq!(held.code(), Code::FailedPrecondition);
+    assert!(held.message().contains("db"), "{held}");
+
+    let segment = rpc::SegmentRequest { volume: volume.id, index: 7 };
+    let placed = client.ensure_segment(segment).await.expect("ensure").into_inner();
+    assert_eq!((placed.epoch, placed.active_epoch, placed.token), (1, Some(1), 1));
+    assert_eq!(placed.members.len(), 3);
+    assert!(placed.members.iter().all(|m| !m.fresh), "active members exist: {placed:?}");
+    let past = rpc::SegmentRequest { volume: volume.id, index: u32::MAX };
+    let past = client.ensure_segment(past).await.expect_err("past the end");
+    assert_eq!(past.code(), Code::InvalidArgument);
+
+    let taken = rpc::AttachRequest { take_over: true, ..exclusive("vm/disk", "r3") };
+    let taken = client.attach(taken).await.expect("take over").into_inner();
+    assert_eq!(taken.attachment.expect("attachment").token, 2);
+    assert_eq!(taken.segments[0].active_token, Some(2));
+    let late = client.attach(exclusive("vm/disk", "r1")).await.expect_err("ended");
+    assert_eq!(late.code(), Code::FailedPrecondition);
+
+    // The primary dies: another member leads, a spare joins, the dead copy is retired.
+    let primary = taken.segments[0].members.iter().find(|m| m.replica == placed.primary);
+    let primary = primary.expect("member").server;
+    servers.iter().find(|s| s.id == primary).expect("server").kill();
+    until("a repaired set", async || {
+        let list = rpc::ListSegmentsRequest { volume: volume.id, ..Default::default() };
+        let list = client.list_segments(list).await.expect("list").into_inner();
+        let record = &list.segments[0];
+        let full = record.members.len() == 3 && record.active_epoch == Some(record.epoch);
+        let without = record.members.iter().all(|m| m.server != primary);
+        (full && without && record.former.is_empty() && record.retired.len() == 1).then_some(())
+    })
+    .await;
+    let events = client.list_events(rpc::ListEventsRequest::default()).await.expect("events");
+    let kinds: Vec<_> = events.into_inner().events.into_iter().map(|e| e.kind).collect();
+    for kind in ["primary-replaced", "learner-added", "member-promoted", "copy-retired"] {
+        assert!(kinds.iter().any(|k| k == kind), "no {kind} in {kinds:?}");
+    }
+
+    // Purged copies are deleted by their servers.
+    let session = taken_session(&mut client).await;
+    client.detach(rpc::DetachRequest { session, force: false }).await.expect("detach");
+    let delete = rpc::DeleteVolumeRequest { name: "vm/disk".to_owned(), keep_seconds: 100 };
+    client.delete_volume(delete).await.expect("delete");
+    client.purge_volume(rpc::PurgeVolumeRequest { id: volume.id }).await.expect("purge");
+    let node = cluster.nodes[0].as_ref().expect("runs");
+    // The dead server's copy stays retired.
+    until("deleted copies", async || (node.metrics().copies_retired == 1).then_some(())).await;
+}
+
+async fn taken_session(client: &mut Client) -> u64 {
+    let get = rpc::GetVolumeRequest { name: "vm/disk".to_owned() };
+    let volume = client.get_volume(get).await.expect("volume").into_inner();
+    assert_eq!(volume.attachments.len(), 1);
+    volume.attachments[0].session
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_survive_the_leader_and_agree_after_its_return() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let started = Instant::now();
+    create(&mut cluster.client(leader), "big", 64 * TIB).await.expect("create");
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+
+    let follower = (0..3).find(|&index| index != leader).expect("follower");
+    let refused = create(&mut cluster.client(follower), "x", MIB).await.expect_err("follower");
+    assert_eq!(refused.code(), Code::Unavailable);
+    let named = refused.metadata().get("tidewater-leader").expect("names the leader");
+    assert_eq!(named.to_str().expect("ascii"), cluster.listen[leader].to_string());
+
+    cluster.stop(leader).await;
+    let down = Instant::now();
+    let next = cluster.leader().await;
+    println!("leader replaced after {:?}", down.elapsed());
+    create(&mut cluster.client(next), "after", MIB).await.expect("still writable");
+
+    cluster.restart(leader).await;
+    cluster.assert_equal_states().await;
+    let list = rpc::ListVolumesRequest { trash: false };
+    let leader = cluster.leader().await;
+    let volumes = cluster.client(leader).list_volumes(list).await.expect("list").into_inner();
+    let names: Vec<_> = volumes.volumes.iter().map(|v| v.name.as_str()).collect();
+    assert_eq!(names, ["after", "big"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_replaced_through_a_snapshot_and_the_cluster_restarts_from_disk() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let mut client = cluster.client(leader);
+    for number in 0..120 {
+        create(&mut client, &format!("v{number}"), MIB).await.expect("create");
+    }
+    let node =
+        |cluster: &Cluster, index: usize| cluster.nodes[index].as_ref().expect("runs").metrics();
+    until("a snapshot", async || (node(&cluster, leader).snapshot > 40).then_some(())).await;
+
+    let old = (0..3).find(|&index| index != leader).expect("follower");
+    cluster.stop(old).await;
+    cluster.restart(3).await;
+    let member = cluster.member(3);
+    let add = rpc::AddMetaNodeRequest { id: member.id, address: member.address };
+    client.add_meta_node(add).await.expect("add");
+    client
+        .remove_meta_node(rpc::RemoveMetaNodeRequest { id: old as u64 + 1 })
+        .await
+        .expect("remove");
+    assert!(node(&cluster, 3).snapshot > 0, "the new node was sent a snapshot");
+    cluster.assert_equal_states().await;
+    let nodes = cluster.status(leader).await.nodes;
+    let ids: Vec<_> = nodes.iter().map(|n| n.id).collect();
+    assert!(!ids.contains(&(old as u64 + 1)) && ids.contains(&4), "{ids:?}");
+    assert!(nodes.iter().all(|n| n.voter));
+
+    let hash = cluster.status(leader).await.state_hash;
+    for index in cluster.running() {
+        cluster.stop(index).await;
+    }
+    for index in [leader, 3, (0..3).find(|i| ![leader, old].contains(i)).expect("third")] {
+        cluster.restart(index).await;
+    }
+    cluster.assert_equal_states().await;
+    let leader = cluster.leader().await;
+    assert_eq!(cluster.status(leader).await.state_hash, hash);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_moves_on_request() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let to = (0..3).find(|&index| index != leader).expect("follower");
+    let request = rpc::TransferLeaderRequest { to: to as u64 + 1 };
+    until("the new leader", async || {
+        let now = cluster.leader().await;
+        if now != to {
+            // Refused or lost is possible; asking again does no harm.
+            let asked = cluster.client(now).transfer_leader(request).await;
+            assert!(asked.is_ok() || now != leader, "{asked:?}");
+        }
+        (now == to).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_folder_in_use_or_of_another_cluster_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let config = config(1, cluster.listen[1], cluster.root.path());
+    let second = MetaNode::start(config.clone()).await.err().expect("refused");
+    assert!(matches!(second, MetaError::Store(StoreError::InUse { .. })), "{second}");
+    let mut cluster = cluster;
+    cluster.stop(0).await;
+    let other = MetaConfig { cluster: Some("another".to_owned()), ..config };
+    let other = MetaNode::start(other).await.err().expect("refused");
+    assert!(matches!(other, MetaError::Store(StoreError::OtherCluster { .. })), "{other}");
+    cluster.restart(0).await;
+}
