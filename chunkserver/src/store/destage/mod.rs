@@ -1,0 +1,359 @@
+//! Brings applied changes from memory to the slots: data first, then the catalog, then what is no
+//! longer needed is freed.
+//!
+//! A whole block may be written in place: the journal holds its entry until the catalog has its new
+//! checksum, and the commit point that covers it is in the journal too, so after a crash the block
+//! is written again. A part of a block may not, because merging it reads what is there: such a chunk
+//! goes to a fresh slot.
+
+mod chunk;
+mod plan;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use tidewater_proto::{
+    entry::Payload,
+    ids::{Epoch, Position, ReplicaId, Sequence, Token},
+    peer::AppliedSession,
+};
+
+use super::{
+    base::Store,
+    catalog::{
+        Batch, CatalogError,
+        rows::{
+            ChunkRow, Owner, Place, ReplicaRow, chunk_key, chunks_prefix, parse_chunk_key,
+            replica_key,
+        },
+    },
+    crew::Worker,
+    device::DeviceError,
+    overlay::Generation,
+};
+use chunk::Pending;
+
+/// Chunks after which a round writes the catalog and frees slots.
+const CHUNKS_PER_COMMIT: usize = 256;
+/// Bytes of chunk data gathered before they are written, sorted.
+const GATHER_BYTES: usize = 16 << 20;
+
+/// What a replica's log was applied up to when a round began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freeze {
+    /// Copy.
+    pub replica: ReplicaId,
+    /// Commit point; everything up to it has been applied.
+    pub at: Position,
+    /// Operations applied, as of `at`.
+    pub applied: Vec<AppliedSession>,
+}
+
+/// A copy is whole.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) replica: ReplicaId,
+    pub(crate) at: Position,
+    pub(crate) applied: Vec<AppliedSession>,
+    /// Chunks that stay; none: all.
+    pub(crate) keep: Option<BTreeSet<u32>>,
+    pub(crate) tag: u64,
+}
+
+/// What the destager is given, in the order it is to be done.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Round {
+        frozen: Arc<Generation>,
+        points: Vec<Freeze>,
+        promises: BTreeMap<ReplicaId, (Epoch, Token)>,
+        ends: Vec<End>,
+    },
+    BeginCopy {
+        replica: ReplicaId,
+        have: Sequence,
+        own: Generation,
+        /// Where it stands, as its new base.
+        point: Option<Freeze>,
+    },
+    PutChunk {
+        replica: ReplicaId,
+        chunk: u32,
+        changed: Sequence,
+        image: Option<Payload>,
+        tag: u64,
+    },
+    Delete {
+        replica: ReplicaId,
+    },
+}
+
+/// What became of a chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Changed {
+    pub(crate) replica: ReplicaId,
+    pub(crate) chunk: u32,
+    /// Last change.
+    pub(crate) at: Sequence,
+    /// Whether there is data; none: the row is gone.
+    pub(crate) data: Option<bool>,
+}
+
+/// What the destager reports.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Round {
+        changed: Vec<Changed>,
+        points: Vec<(ReplicaId, Position)>,
+        promises: BTreeMap<ReplicaId, (Epoch, Token)>,
+        ended: Vec<(ReplicaId, u64)>,
+    },
+    CopyBegun {
+        changed: Vec<Changed>,
+        base: Option<(ReplicaId, Position)>,
+    },
+    ChunkPut {
+        tag: u64,
+    },
+    Deleted {
+        replica: ReplicaId,
+    },
+    Failed(Fault),
+}
+
+/// Destaging cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+/// The one who writes a shard's slots and catalog rows.
+#[derive(Debug)]
+pub(crate) struct Destager {
+    store: Arc<Store>,
+    jobs: VecDeque<Job>,
+    broken: bool,
+}
+
+impl Worker for Destager {
+    type Job = Job;
+    type Report = Report;
+
+    fn take(&mut self, job: Job) {
+        self.jobs.push_back(job);
+    }
+
+    fn step(&mut self) -> Option<Report> {
+        while let Some(job) = self.jobs.pop_front() {
+            if self.broken {
+                continue;
+            }
+            match self.run(job) {
+                Ok(report) => return Some(report),
+                Err(fault) => {
+                    self.broken = true;
+                    return Some(Report::Failed(fault));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Destager {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        Self { store, jobs: VecDeque::new(), broken: false }
+    }
+
+    fn run(&mut self, job: Job) -> Result<Report, Fault> {
+        match job {
+            Job::Round { frozen, points, promises, ends } => {
+                self.round(&frozen, points, promises, ends)
+            }
+            Job::BeginCopy { replica, have, own, point } => {
+                let mut pending = Pending::new(&self.store);
+                let mut base = None;
+                self.destage(&own, &mut pending)?;
+                if let Some(mut row) = self.replica(replica)? {
+                    row.copying = Some(have);
+                    if let Some(point) = point
+                        && point.at.sequence >= row.base.sequence
+                    {
+                        base = Some((replica, point.at));
+                        (row.base, row.applied) = (point.at, point.applied);
+                    }
+                    pending.batch.push((replica_key(replica), Some(row.encode())));
+                }
+                pending.commit()?;
+                Ok(Report::CopyBegun { changed: pending.changed, base })
+            }
+            Job::PutChunk { replica, chunk, changed, image, tag } => {
+                self.put_chunk(replica, chunk, changed, image.as_ref())?;
+                Ok(Report::ChunkPut { tag })
+            }
+            Job::Delete { replica } => {
+                self.delete(replica)?;
+                Ok(Report::Deleted { replica })
+            }
+        }
+    }
+
+    fn replica(&self, replica: ReplicaId) -> Result<Option<ReplicaRow>, Fault> {
+        let row = self.store.catalog.get(&replica_key(replica))?;
+        Ok(row.map(|row| ReplicaRow::decode(&row)).transpose().map_err(CatalogError::from)?)
+    }
+
+    fn round(
+        &mut self,
+        frozen: &Generation,
+        points: Vec<Freeze>,
+        promises: BTreeMap<ReplicaId, (Epoch, Token)>,
+        ends: Vec<End>,
+    ) -> Result<Report, Fault> {
+        let mut pending = Pending::new(&self.store);
+        self.destage(frozen, &mut pending)?;
+        for end in &ends {
+            self.drop_chunks(end, &mut pending)?;
+        }
+        let ended: BTreeMap<_, _> = ends.into_iter().map(|end| (end.replica, end)).collect();
+        let points = self.points(&mut pending.batch, points, &promises, &ended)?;
+        pending.commit()?;
+        let changed = std::mem::take(&mut pending.changed);
+        let ended = ended.into_values().map(|end| (end.replica, end.tag)).collect();
+        Ok(Report::Round { changed, points, promises, ended })
+    }
+    fn destage(&self, from: &Generation, pending: &mut Pending<'_>) -> Result<(), Fault> {
+        for (replica, chunks) in self.by_replica(from)? {
+            for (chunk, row) in chunks {
+                let over = from.chunk(replica, chunk).expect("listed from this generation");
+                pending.destage(replica, chunk, row, over)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The changed chunks of the replicas that still exist, with their rows; chunks of one device
+    /// in the order of their slots.
+    #[allow(clippy::type_complexity)] // read once, just above
+    fn by_replica(
+        &self,
+        frozen: &Generation,
+    ) -> Result<Vec<(ReplicaId, Vec<(u32, Option<ChunkRow>)>)>, Fault> {
+        let mut all: Vec<(ReplicaId, Vec<(u32, Option<ChunkRow>)>)> = Vec::new();
+        for (replica, chunk, _) in frozen.iter() {
+            if all.last().is_none_or(|(last, _)| *last != replica) {
+                all.push((replica, Vec::new()));
+            }
+            let row = self.chunk(replica, chunk)?;
+            all.last_mut().expect("just pushed").1.push((chunk, row));
+        }
+        let mut exist = Vec::with_capacity(all.len());
+        for (replica, mut chunks) in all {
+            if self.replica(replica)?.is_some() {
+                chunks.sort_by_key(|(chunk, row)| (row.as_ref().and_then(|r| r.place), *chunk));
+                exist.push((replica, chunks));
+            }
+        }
+        Ok(exist)
+    }
+
+    fn chunk(&self, replica: ReplicaId, chunk: u32) -> Result<Option<ChunkRow>, Fault> {
+        let row = self.store.catalog.get(&chunk_key(replica, chunk, Owner::Volume))?;
+        Ok(row.map(|row| ChunkRow::decode(&row)).transpose().map_err(CatalogError::from)?)
+    }
+
+    /// At the end of a copy: chunks that the primary does not have, and rows of holes that only
+    /// kept a sequence.
+    fn drop_chunks(&self, end: &End, pending: &mut Pending<'_>) -> Result<(), Fault> {
+        // Rows changed by this round must be seen.
+        pending.commit()?;
+        let mut gone = Vec::new();
+        self.store.catalog.scan(&chunks_prefix(end.replica), &mut |key, row| {
+            let (_, chunk, _) = parse_chunk_key(key)?;
+            let row = ChunkRow::decode(row)?;
+            let kept = end.keep.as_ref().is_none_or(|keep| keep.contains(&chunk));
+            if row.place.is_none() || !kept && row.changed <= end.at.sequence {
+                gone.push((chunk, row));
+            }
+            Ok(())
+        })?;
+        for (chunk, row) in gone {
+            pending.remove(end.replica, chunk, &row, end.at.sequence.max(row.changed));
+        }
+        Ok(())
+    }
+
+    fn points(
+        &self,
+        batch: &mut Batch,
+        points: Vec<Freeze>,
+        promises: &BTreeMap<ReplicaId, (Epoch, Token)>,
+        ended: &BTreeMap<ReplicaId, End>,
+    ) -> Result<Vec<(ReplicaId, Position)>, Fault> {
+        let mut points: BTreeMap<_, _> = points.into_iter().map(|p| (p.replica, p)).collect();
+        let mut names: BTreeSet<_> = points.keys().chain(promises.keys()).copied().collect();
+        names.extend(ended.keys());
+        let mut moved = Vec::new();
+        for replica in names {
+            let Some(mut row) = self.replica(replica)? else { continue };
+            if let Some(promise) = promises.get(&replica) {
+                row.promised = row.promised.max(*promise);
+            }
+            let mut point = points.remove(&replica).map(|p| (p.at, p.applied));
+            if let Some(end) = ended.get(&replica) {
+                row.copying = None;
+                if point.as_ref().is_none_or(|(at, _)| at.sequence <= end.at.sequence) {
+                    point = Some((end.at, end.applied.clone()));
+                }
+            }
+            // Until a copy ends, what is whole is what was there when it began.
+            if row.copying.is_none()
+                && let Some((at, applied)) = point
+                && at.sequence >= row.base.sequence
+            {
+                (row.base, row.applied) = (at, applied);
+                moved.push((replica, at));
+            }
+            batch.push((replica_key(replica), Some(row.encode())));
+        }
+        Ok(moved)
+    }
+
+    fn put_chunk(
+        &mut self,
+        replica: ReplicaId,
+        chunk: u32,
+        changed: Sequence,
+        image: Option<&Payload>,
+    ) -> Result<(), Fault> {
+        if self.replica(replica)?.is_none() {
+            return Ok(());
+        }
+        let old = self.chunk(replica, chunk)?;
+        let mut pending = Pending::new(&self.store);
+        pending.put(replica, chunk, old.as_ref(), changed, image)?;
+        pending.commit()
+    }
+
+    fn delete(&mut self, replica: ReplicaId) -> Result<(), Fault> {
+        let mut batch = vec![(replica_key(replica), None)];
+        let mut slots: Vec<Place> = Vec::new();
+        self.store.catalog.scan(&chunks_prefix(replica), &mut |key, row| {
+            batch.push((key.to_vec(), None));
+            slots.extend(ChunkRow::decode(row)?.place);
+            Ok(())
+        })?;
+        self.store.catalog.write(batch)?;
+        for place in slots {
+            self.store.release(place);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,254 @@
+//! One device: a file of slots, its limits, and whether it still works.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use tidewater_proto::geometry::CHUNK_BYTES;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{
+    aligned::{ALIGN_BYTES, AlignedBuf},
+    disk::{Disk, DiskError, DiskFile, Mode},
+    limits::{Bucket, Limits},
+    slots::{NoSpace, Slots},
+};
+
+/// How fast a device is, fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// NVMe flash.
+    Nvme,
+    /// SATA flash.
+    Ssd,
+    /// Rotating disk.
+    Hdd,
+}
+
+/// Name of the file of slots in a device's folder.
+const SLOTS_FILE: &str = "slots";
+const MAGIC: &[u8; 8] = b"TWSLOTS1";
+
+/// A device did not take or give a chunk.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// No free slot; nothing was changed.
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
+    /// It could not read; other places of it may be well.
+    #[error("device {device} cannot read")]
+    Unreadable {
+        /// Its name.
+        device: String,
+        /// What the disk said.
+        #[source]
+        source: DiskError,
+    },
+    /// A write or sync of the device failed, now or before: it is out of service.
+
+    #[error("device {device} failed")]
+    Failed {
+        /// Its name.
+        device: String,
+        /// What the disk said; none if it failed before.
+        #[source]
+        source: Option<DiskError>,
+    },
+}
+
+/// The folder holds no file of slots of this store and device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceOpenError {
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The file belongs to another store or device.
+    #[error("device {device}: its file of slots belongs to another store or device")]
+    Foreign {
+        /// Name in the configuration.
+        device: String,
+    },
+    /// The catalog knows the device, and its file is not there.
+    #[error("device {device}: its file of slots is missing")]
+    Missing {
+        /// Name in the configuration.
+        device: String,
+    },
+}
+
+/// An open device, shared by the shards.
+#[derive(Debug)]
+pub struct Device {
+    pub(crate) name: String,
+    pub(crate) tier: Tier,
+    /// Its number in the catalog.
+    pub(crate) id: u16,
+    file: Arc<dyn DiskFile>,
+    /// Shared by the destagers of all shards, one short step at a time.
+    slots: Mutex<Slots>,
+    limits: Limits,
+    bucket: Mutex<Bucket>,
+    started: Instant,
+    failed: AtomicBool,
+}
+
+/// How to open a device.
+#[derive(Debug)]
+pub(crate) struct DeviceSpec<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) tier: Tier,
+    pub(crate) id: u16,
+    pub(crate) store: [u8; 16],
+    pub(crate) capacity_bytes: u64,
+    pub(crate) limits: Limits,
+    /// Slots the catalog refers to.
+    pub(crate) used: &'a BTreeSet<u32>,
+}
+
+impl Device {
+    pub(crate) fn open(disk: &dyn Disk, spec: &DeviceSpec<'_>) -> Result<Self, DeviceOpenError> {
+        let exists = disk.list()?.iter().any(|name| name == SLOTS_FILE);
+        if !exists && !spec.used.is_empty() {
+            return Err(DeviceOpenError::Missing { device: spec.name.to_string() });
+        }
+        if !exists {
+            disk.create(SLOTS_FILE, CHUNK_BYTES)?;
+        }
+        let file = disk.open(SLOTS_FILE, Mode::Direct)?;
+        check_header(&*file, spec)?;
+        let grown = ((file.bytes()? / CHUNK_BYTES).saturating_sub(1)) as u32;
+        Ok(Self {
+            name: spec.name.to_string(),
+            tier: spec.tier,
+            id: spec.id,
+            file,
+            slots: Mutex::new(Slots::new(spec.capacity_bytes, grown, spec.used)),
+            limits: spec.limits,
+            bucket: Mutex::default(),
+            started: Instant::now(),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How fast it is.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Takes a free slot.
+    pub(crate) fn allocate(&self) -> Result<u32, DeviceError> {
+        let mut slots = self.slots();
+        let allocated = slots.allocate()?;
+        if let Some(grown) = allocated.grow_to {
+            match self.file.grow(slot_offset(grown)) {
+                Ok(()) => {}
+                Err(DiskError::Full { .. }) => {
+                    slots.shrink(allocated);
+                    return Err(NoSpace { capacity: allocated.slot }.into());
+                }
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
+        Ok(allocated.slot)
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn release(&self, slot: u32) {
+        self.slots().release(slot);
+    }
+
+    /// Slots that can still be allocated, and slots in all.
+    pub fn room(&self) -> (u32, u32) {
+        let slots = self.slots();
+        (slots.available(), slots.capacity())
+    }
+
+    /// Whether it is out of service.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Reads from a slot.
+    pub(crate) fn read(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        self.enter(buf.len())?;
+        let unreadable = |source| DeviceError::Unreadable { device: self.name.clone(), source };
+        self.file.read_at(slot_offset(slot) + offset, buf).map_err(unreadable)
+    }
+
+    /// Writes parts given by slot and offset within it.
+    pub(crate) fn write(&self, parts: &[(u32, u64, &[u8])]) -> Result<(), DeviceError> {
+        for (_, _, data) in parts {
+            self.enter(data.len())?;
+        }
+        let parts: Vec<_> =
+            parts.iter().map(|(slot, at, data)| (slot_offset(*slot) + at, *data)).collect();
+        self.file.write_all_at(&parts).map_err(|e| self.fail(e))
+    }
+
+    /// Makes all that was written durable.
+    pub(crate) fn sync(&self) -> Result<(), DeviceError> {
+        self.enter(0)?;
+        self.file.sync().map_err(|e| self.fail(e))
+    }
+
+    fn enter(&self, bytes: usize) -> Result<(), DeviceError> {
+        if self.has_failed() {
+            return Err(DeviceError::Failed { device: self.name.clone(), source: None });
+        }
+        if !self.limits.is_unlimited() {
+            let mut bucket = self.bucket.lock().expect("no holder of this lock panics");
+            let wait = bucket.take(&self.limits, self.started.elapsed(), bytes as u64);
+            drop(bucket);
+            if wait > Duration::ZERO {
+                thread::sleep(wait);
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&self, error: DiskError) -> DeviceError {
+        self.failed.store(true, Ordering::Release);
+        DeviceError::Failed { device: self.name.clone(), source: Some(error) }
+    }
+
+    fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
+        self.slots.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// The first slot's place belongs to the header.
+fn slot_offset(slot: u32) -> u64 {
+    (u64::from(slot) + 1) * CHUNK_BYTES
+}
+
+/// The header: magic, store id, u64 device, xxh3 of these. An empty one is written.
+fn check_header(file: &dyn DiskFile, spec: &DeviceSpec<'_>) -> Result<(), DeviceOpenError> {
+    let mut want = [&MAGIC[..], &spec.store, &u64::from(spec.id).to_le_bytes()].concat();
+    want.extend(xxh3_64(&want).to_le_bytes());
+    let mut found = AlignedBuf::zeroed(ALIGN_BYTES);
+    file.read_at(0, &mut found)?;
+    if found[..want.len()] == want {
+        return Ok(());
+    }
+    // A crash before the first write of the header leaves zeroes; then no slot was ever used.
+    if found.starts_with(MAGIC) || !spec.used.is_empty() {
+        return Err(DeviceOpenError::Foreign { device: spec.name.to_string() });
+    }
+    found.fill(0);
+    found[..want.len()].copy_from_slice(&want);
+    file.write_at(0, &found)?;
+    Ok(file.sync()?)
+}

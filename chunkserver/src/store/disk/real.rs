@@ -1,0 +1,172 @@
+//! A folder on a file system, read and written past the page cache.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use rustix::fs::{FallocateFlags, OFlags};
+
+use super::{Disk, DiskError, DiskFile, DiskOp, Mode};
+use crate::store::aligned::AlignedBuf;
+
+/// Zeroes written at a time when a file is made, bytes.
+const FILL_BYTES: usize = 1 << 20;
+/// Writes on their way at a time; a drive's throughput grows little beyond.
+const WRITE_LANES: usize = 16;
+/// Fewer writes than this are not worth a thread.
+const PARTS_PER_LANE_MIN: usize = 8;
+/// Ending of a file that is not whole yet.
+const UNFINISHED: &str = ".new";
+
+/// Files in one folder, opened with `O_DIRECT`.
+#[derive(Debug)]
+pub struct RealDisk {
+    dir: PathBuf,
+}
+
+#[derive(Debug)]
+struct RealFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl RealDisk {
+    /// Takes a folder, making it where it is missing, and removes files a crash left unfinished.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self, DiskError> {
+        let dir = dir.into();
+        let folder = |e| failed(DiskOp::Folder, &dir, e);
+        fs::create_dir_all(&dir).map_err(folder)?;
+        for name in names(&dir)? {
+            if name.ends_with(UNFINISHED) {
+                fs::remove_file(dir.join(name)).map_err(folder)?;
+            }
+        }
+        Ok(Self { dir })
+    }
+
+    fn fill(path: &Path, bytes: u64) -> Result<(), DiskError> {
+        let file =
+            RealFile { file: direct(path, OFlags::empty(), true)?, path: path.to_path_buf() };
+        let zeroes = AlignedBuf::zeroed(FILL_BYTES);
+        let mut at = 0;
+        while at < bytes {
+            let take = (bytes - at).min(FILL_BYTES as u64);
+            file.write_at(at, &zeroes[..take as usize])?;
+            at += take;
+        }
+        file.sync()
+    }
+}
+
+impl Disk for RealDisk {
+    fn create(&self, name: &str, bytes: u64) -> Result<(), DiskError> {
+        let unfinished = self.dir.join(format!("{name}{UNFINISHED}"));
+        if let Err(error) = Self::fill(&unfinished, bytes) {
+            // Best effort: `open` removes what stays.
+            fs::remove_file(&unfinished).ok();
+            return Err(error);
+        }
+        let path = self.dir.join(name);
+        let create = |e| failed(DiskOp::Create, &path, e);
+        fs::rename(&unfinished, &path).map_err(create)?;
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(create)
+    }
+
+    fn open(&self, name: &str, mode: Mode) -> Result<Arc<dyn DiskFile>, DiskError> {
+        let path = self.dir.join(name);
+        let flags = match mode {
+            Mode::Direct => OFlags::empty(),
+            Mode::Durable => OFlags::DSYNC,
+        };
+        Ok(Arc::new(RealFile { file: direct(&path, flags, false)?, path }))
+    }
+
+    fn list(&self) -> Result<Vec<String>, DiskError> {
+        names(&self.dir)
+    }
+}
+
+impl DiskFile for RealFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError> {
+        self.file.read_exact_at(buf, offset).map_err(|e| failed(DiskOp::Read, &self.path, e))
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all_at(data, offset).map_err(|e| failed(DiskOp::Write, &self.path, e))
+    }
+
+    /// In several lanes, since one write at a time leaves a drive idle.
+    fn write_all_at(&self, parts: &[(u64, &[u8])]) -> Result<(), DiskError> {
+        let lanes = WRITE_LANES.min(parts.len() / PARTS_PER_LANE_MIN).max(1);
+        let write = |parts: &[(u64, &[u8])]| {
+            parts.iter().try_for_each(|(offset, data)| self.write_at(*offset, data))
+        };
+        if lanes == 1 {
+            return write(parts);
+        }
+        thread::scope(|scope| {
+            let lanes: Vec<_> = parts
+                .chunks(parts.len().div_ceil(lanes))
+                .map(|parts| scope.spawn(move || write(parts)))
+                .collect();
+            lanes.into_iter().try_for_each(|lane| lane.join().expect("a write does not panic"))
+        })
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        self.file.sync_data().map_err(|e| failed(DiskOp::Sync, &self.path, e))
+    }
+
+    fn bytes(&self) -> Result<u64, DiskError> {
+        let meta = self.file.metadata().map_err(|e| failed(DiskOp::Open, &self.path, e))?;
+        Ok(meta.len())
+    }
+
+    fn grow(&self, bytes: u64) -> Result<(), DiskError> {
+        let now = self.bytes()?;
+        if bytes <= now {
+            return Ok(());
+        }
+        let grow = |e: io::Error| failed(DiskOp::Grow, &self.path, e);
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), now, bytes - now)
+            .map_err(|e| grow(e.into()))?;
+        self.file.sync_all().map_err(grow)
+    }
+}
+
+fn direct(path: &Path, flags: OFlags, create: bool) -> Result<File, DiskError> {
+    let flags = (OFlags::DIRECT | flags).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).truncate(create).custom_flags(flags);
+    options.open(path).map_err(|e| {
+        match e.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::INVAL) => DiskError::NoDirect { path: path.to_path_buf() },
+            _ => failed(DiskOp::Open, path, e),
+        }
+    })
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, DiskError> {
+    let entries = fs::read_dir(dir).map_err(|e| failed(DiskOp::Folder, dir, e))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| failed(DiskOp::Folder, dir, e))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn failed(op: DiskOp, path: &Path, source: io::Error) -> DiskError {
+    let path = path.to_path_buf();
+    let makes_room = matches!(op, DiskOp::Create | DiskOp::Grow | DiskOp::Write);
+    if makes_room && source.kind() == io::ErrorKind::StorageFull {
+        return DiskError::Full { path };
+    }
+    DiskError::Io { op, path, source }
+}

@@ -1,0 +1,557 @@
+//! Storage of one shard, owned by the shard's thread.
+//!
+//! Nothing here waits for a disk, except [`ShardStore::open`] and [`ShardStore::create`]. A record goes to the journal
+//! ([`append`](ShardStore::append)); once committed, an entry is [`apply`](ShardStore::apply)-ed to the
+//! overlay in memory; [`freeze`](ShardStore::freeze) has the overlay brought to the slots in the
+//! background, after which its part of the journal is free.
+
+mod copying;
+mod reading;
+mod recovery;
+mod ring;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use tidewater_proto::{
+    entry::{Entry, Payload},
+    geometry::{BadExtent, CHUNK_BYTES, Extent},
+    ids::{Epoch, Position, ReplicaId, SegmentId, Sequence, Token},
+    peer::AppliedSession,
+};
+use tokio::sync::Notify;
+
+use super::{
+    base::Store,
+    catalog::{
+        CatalogError,
+        rows::{ReplicaRow, replica_key},
+    },
+    crew::{Inbox, Station},
+    destage::{self, Destager, End, Fault, Freeze},
+    disk::DiskError,
+    journal::{
+        Record,
+        writer::{self, Writer},
+    },
+    overlay::Generation,
+    reader::{self, Reader},
+};
+pub use copying::ChunkImage;
+use reading::Reading;
+use ring::Ring;
+
+/// Number of a record in the order of appending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// One copy as found on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Copy.
+    pub replica: ReplicaId,
+    /// Segment it is a copy of.
+    pub segment: SegmentId,
+    /// Highest epoch promised.
+    pub epoch: Epoch,
+    /// Token promised with it.
+    pub token: Token,
+    /// Everything up to here is in the slots.
+    pub base: Position,
+    /// Operations applied, as of `base`.
+    pub applied: Vec<AppliedSession>,
+    /// Journal above `base`, contiguous. The caller applies those up to `commit`.
+    pub entries: Vec<Entry<Payload>>,
+    /// Highest commit point found, at least `base`; it may lie above the last entry.
+    pub commit: Sequence,
+    /// Where an unfinished copy started. Then `entries` end there too.
+    pub copying: Option<Sequence>,
+    /// Records of this copy may be missing though they were durable.
+    pub damaged: bool,
+}
+
+/// What has happened.
+#[derive(Debug)]
+pub enum Completion {
+    /// All records up to this ticket are durable.
+    Durable(Ticket),
+    /// A read that went to a device.
+    Read {
+        /// As given.
+        tag: u64,
+        /// The bytes.
+        result: Result<Payload, ReadError>,
+    },
+    /// A chunk from a peer is durable.
+    ChunkPut {
+        /// As given.
+        tag: u64,
+    },
+    /// The end of a copy is durable.
+    CopyEnded {
+        /// As given.
+        tag: u64,
+    },
+    /// A copy is deleted.
+    Deleted {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// Everything up to these positions is in the slots.
+    Destaged(Vec<(ReplicaId, Position)>),
+    /// A device, the catalog or the journal is out of service; nothing more becomes durable.
+    DeviceFailed(Failure),
+}
+
+/// What is out of service.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The journal.
+    #[error("journal failed")]
+    Journal(#[source] DiskError),
+    /// A device or the catalog, while destaging.
+    #[error("destaging failed")]
+    Destage(#[source] Fault),
+}
+
+/// A read found no good bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The bytes do not match their checksums.
+    #[error("stored bytes do not match their checksums")]
+    Corrupt,
+    /// The device or the catalog failed.
+    #[error(transparent)]
+    Failed(Fault),
+    /// The copy was deleted meanwhile.
+    #[error("the copy was deleted")]
+    Gone,
+    /// The store has failed before, while destaging.
+    #[error("storage is out of service")]
+    OutOfService,
+}
+
+#[derive(Debug)]
+enum Report {
+    Journal(Result<writer::Written, DiskError>),
+    Destage(destage::Report),
+    Read(reader::Report),
+}
+
+impl From<Result<writer::Written, DiskError>> for Report {
+    fn from(report: Result<writer::Written, DiskError>) -> Self {
+        Self::Journal(report)
+    }
+}
+
+impl From<destage::Report> for Report {
+    fn from(report: destage::Report) -> Self {
+        Self::Destage(report)
+    }
+}
+
+impl From<reader::Report> for Report {
+    fn from(report: reader::Report) -> Self {
+        Self::Read(report)
+    }
+}
+
+/// What is kept in memory of a chunk in the slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mapped {
+    changed: Sequence,
+    /// Not all holes.
+    data: bool,
+}
+
+#[derive(Debug)]
+struct Copy {
+    /// Chunks that came from the primary since the copy began.
+    put: BTreeSet<u32>,
+    end: Option<End>,
+}
+
+#[derive(Debug)]
+struct Replica {
+    segment: SegmentId,
+    chunks: BTreeMap<u32, Mapped>,
+    base: Position,
+    /// Last entry applied.
+    applied: Sequence,
+    /// Entries up to here need the journal no more.
+    released: Sequence,
+    /// Promise in the catalog, and the last one appended.
+    saved: (Epoch, Token),
+    promised: (Epoch, Token),
+    /// Appended and not yet applied.
+    tail: VecDeque<Entry<Payload>>,
+    copy: Option<Copy>,
+    /// While a copy is filled: entries up to here are its own, and needed above `base`.
+    own: Option<Sequence>,
+}
+
+/// A round on its way.
+#[derive(Debug)]
+struct Round {
+    frozen: Arc<Generation>,
+    /// Handed to the destager when all records up to here are durable.
+    waits: Option<(Ticket, destage::Job)>,
+    /// What the journal is freed up to, afterwards.
+    points: Vec<(ReplicaId, Sequence)>,
+}
+
+/// Storage of one shard.
+#[derive(Debug)]
+pub struct ShardStore {
+    store: Arc<Store>,
+    replicas: BTreeMap<ReplicaId, Replica>,
+    active: Generation,
+    round: Option<Round>,
+    ring: Ring,
+    queued: Vec<Record>,
+    reads: BTreeMap<u64, Reading>,
+    next_read: u64,
+    journal: Station<Writer>,
+    destager: Station<Destager>,
+    reader: Station<Reader>,
+    inbox: Arc<Inbox<Report>>,
+    /// Why nothing becomes durable any more; the first failure is reported once.
+    failed: bool,
+}
+
+impl std::fmt::Debug for Inbox<Report> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Inbox")
+    }
+}
+
+impl ShardStore {
+    /// Queues a record for the next group commit. Call [`submit`](Self::submit) once a turn.
+    ///
+    /// An entry with the sequence of an earlier one replaces that and all after it.
+    pub fn append(&mut self, record: Record) -> Ticket {
+        if let Some(replica) = self.replicas.get_mut(&record.replica()) {
+            match &record {
+                Record::Entry { entry, .. } => replica.extend(entry),
+                Record::Promise { epoch, token, .. } => {
+                    replica.promised = replica.promised.max((*epoch, *token));
+                }
+                Record::Commit { .. } => {}
+            }
+        }
+        self.queue(record)
+    }
+
+    fn queue(&mut self, record: Record) -> Ticket {
+        let ticket = self.ring.appended(&record);
+        self.queued.push(record);
+        ticket
+    }
+
+    /// Hands what is queued to the writer.
+    pub fn submit(&mut self) {
+        if !self.queued.is_empty() {
+            self.journal.give(writer::Job::Append(std::mem::take(&mut self.queued)));
+            self.journal.turn(&self.inbox);
+        }
+    }
+
+    /// Whether there is room for client writes. If not, there will be after a `Destaged`.
+    pub fn room(&self) -> bool {
+        self.active.bytes() < self.store.config.overlay_bytes
+            && self.ring.has_room()
+            && !self.failed
+    }
+
+    /// Chunks that can still be stored, less those that are only in memory so far.
+    pub fn free_chunks(&self) -> u64 {
+        let frozen = self.round.as_ref().map(|round| &*round.frozen);
+        let new = [Some(&self.active), frozen].into_iter().flatten().flat_map(Generation::iter);
+        let is_new = |replica: ReplicaId, chunk: u32| {
+            self.replicas.get(&replica).is_none_or(|r| !r.chunks.contains_key(&chunk))
+        };
+        let count = new.filter(|(replica, chunk, _)| is_new(*replica, *chunk)).count() as u64;
+        self.store.free_chunks().saturating_sub(count)
+    }
+
+    /// Applies a committed entry; entries of a replica come in order. An entry that a chunk already
+    /// has is skipped.
+    pub fn apply(&mut self, replica: ReplicaId, entry: &Entry<Payload>) {
+        let Some(state) = self.replicas.get_mut(&replica) else { return };
+        let sequence = entry.position.sequence;
+        while state.tail.front().is_some_and(|e| e.position.sequence <= sequence) {
+            state.tail.pop_front();
+        }
+        state.applied = state.applied.max(sequence);
+        let chunks = &state.chunks;
+        self.active.apply(replica, entry, |chunk| {
+            chunks.get(&chunk).is_none_or(|mapped| mapped.changed < sequence)
+        });
+    }
+
+    /// Makes a copy, empty. Durable when it returns; waits for the catalog.
+    pub fn create(&mut self, replica: ReplicaId, segment: SegmentId) -> Result<(), CatalogError> {
+        if self.replicas.contains_key(&replica) {
+            return Ok(());
+        }
+        let row = ReplicaRow::empty(segment);
+        self.store.catalog.write(vec![(replica_key(replica), Some(row.encode()))])?;
+        self.replicas.insert(replica, Replica::new(&row));
+        Ok(())
+    }
+
+    /// Deletes a copy, with `Deleted` when that is durable. It is gone from memory at once.
+    pub fn delete(&mut self, replica: ReplicaId) {
+        self.replicas.remove(&replica);
+        self.active.remove(replica);
+        self.destager.give(destage::Job::Delete { replica });
+        self.release_journal();
+    }
+
+    /// Live chunks, with the last change of each.
+    pub fn chunk_table(&self, replica: ReplicaId) -> Vec<(u32, Sequence)> {
+        let Some(state) = self.replicas.get(&replica) else { return Vec::new() };
+        let mut table: BTreeMap<u32, Mapped> = state.chunks.clone();
+        let frozen = self.round.as_ref().map(|round| &*round.frozen);
+        for generation in [frozen, Some(&self.active)].into_iter().flatten() {
+            for (chunk, over) in generation.chunks(replica) {
+                let below = table.get(&chunk).is_some_and(|mapped| mapped.data);
+                let data = !over.blocks.is_empty() || below && !over.zeroed;
+                table.insert(chunk, Mapped { changed: over.changed, data });
+            }
+        }
+        table.into_iter().filter(|(_, m)| m.data).map(|(chunk, m)| (chunk, m.changed)).collect()
+    }
+
+    /// Runs of (bytes, may hold data) that cover `extent`, by chunks.
+    pub fn extents(&self, replica: ReplicaId, extent: Extent) -> Vec<(u32, bool)> {
+        let live: BTreeSet<u32> =
+            self.chunk_table(replica).into_iter().map(|(chunk, _)| chunk).collect();
+        let mut runs: Vec<(u32, bool)> = Vec::new();
+        for chunk in extent.chunks() {
+            let start = (u64::from(chunk) * CHUNK_BYTES).max(extent.offset());
+            let end = (u64::from(chunk + 1) * CHUNK_BYTES).min(extent.end());
+            let data = live.contains(&chunk);
+            match runs.last_mut() {
+                Some((bytes, kind)) if *kind == data => *bytes += (end - start) as u32,
+                _ => runs.push(((end - start) as u32, data)),
+            }
+        }
+        runs
+    }
+
+    /// Whether it is time to [`freeze`](Self::freeze).
+    pub fn freeze_wanted(&self) -> bool {
+        let ending =
+            || self.replicas.values().any(|r| r.copy.as_ref().is_some_and(Copy::is_ending));
+        let full = self.active.bytes() >= self.store.config.overlay_bytes / 2;
+        self.round.is_none() && !self.failed && (full || self.ring.is_filling() || ending())
+    }
+
+    /// Starts a round that brings all that is applied to the slots, unless one is on its way.
+    /// `points` are those of all replicas of which something may have been applied.
+    ///
+    /// A point above what was applied is left out: destaging it would lose the entries between.
+    pub fn freeze(&mut self, mut points: Vec<Freeze>) {
+        if self.round.is_some() || self.failed {
+            return;
+        }
+        points.retain(|point| self.replicas.get(&point.replica).is_some_and(|r| r.moves(point)));
+        self.carry_over();
+        let mut frozen = std::mem::take(&mut self.active);
+        let mut ends = Vec::new();
+        for (&id, replica) in &mut self.replicas {
+            let applied = replica.applied;
+            let Some(copy) = &mut replica.copy else { continue };
+            match copy.end.take_if(|end| end.at.sequence <= applied) {
+                Some(end) => ends.push(end),
+                None => frozen.split(id, &mut self.active, |chunk| !copy.put.contains(&chunk)),
+            }
+        }
+        let promises = self.promises_to_save();
+        let mut done = Vec::with_capacity(points.len());
+        let mut last = self.ring.last();
+        for point in &points {
+            let Some(replica) = self.replicas.get(&point.replica) else { continue };
+            let commit = point.at.sequence;
+            done.push((point.replica, commit));
+            let segment = replica.segment;
+            last = self.queue(Record::Commit { replica: point.replica, segment, commit });
+        }
+        done.extend(ends.iter().map(|end| (end.replica, end.at.sequence)));
+        let frozen = Arc::new(frozen);
+        let job = destage::Job::Round { frozen: frozen.clone(), points, promises, ends };
+        self.round = Some(Round { frozen, waits: Some((last, job)), points: done });
+        self.submit();
+        self.start_round();
+    }
+
+    fn start_round(&mut self) {
+        let durable = self.ring.durable();
+        if let Some(round) = &mut self.round
+            && let Some((_, job)) = round.waits.take_if(|(ticket, _)| *ticket <= durable)
+        {
+            self.destager.give(job);
+        }
+    }
+
+    /// Collects what has happened.
+    pub fn poll(&mut self, out: &mut Vec<Completion>) {
+        self.submit();
+        loop {
+            self.journal.turn(&self.inbox);
+            self.destager.turn(&self.inbox);
+            self.reader.turn(&self.inbox);
+            let reports = self.inbox.drain();
+            if reports.is_empty() {
+                return;
+            }
+            for report in reports {
+                match report {
+                    Report::Journal(written) => self.written(written, out),
+                    Report::Destage(report) => self.destaged(report, out),
+                    Report::Read(report) => self.read_done(report, out),
+                }
+            }
+        }
+    }
+
+    /// Notified when [`poll`](Self::poll) has something.
+    pub fn notifier(&self) -> Arc<Notify> {
+        self.inbox.notifier()
+    }
+
+    fn written(&mut self, written: Result<writer::Written, DiskError>, out: &mut Vec<Completion>) {
+        match written {
+            Ok(written) => {
+                out.push(Completion::Durable(self.ring.written(written)));
+                self.start_round();
+            }
+            Err(error) => self.fail(Failure::Journal(error), out),
+        }
+    }
+
+    fn fail(&mut self, failure: Failure, out: &mut Vec<Completion>) {
+        if !self.failed {
+            out.push(Completion::DeviceFailed(failure));
+        }
+        self.failed = true;
+        self.fail_parked(out);
+    }
+
+    fn destaged(&mut self, report: destage::Report, out: &mut Vec<Completion>) {
+        match report {
+            destage::Report::Round { changed, points, promises, ended } => {
+                self.remap(&changed);
+                for (replica, promise) in promises {
+                    if let Some(state) = self.replicas.get_mut(&replica) {
+                        state.saved = promise;
+                    }
+                }
+                self.finish_round(&points);
+                for (replica, tag) in ended {
+                    if let Some(state) = self.replicas.get_mut(&replica) {
+                        (state.copy, state.own) = (None, None);
+                    }
+                    out.push(Completion::CopyEnded { tag });
+                }
+                out.push(Completion::Destaged(points));
+            }
+            destage::Report::CopyBegun { changed, base } => {
+                self.remap(&changed);
+                if let Some((replica, base)) = base
+                    && let Some(state) = self.replicas.get_mut(&replica)
+                {
+                    state.base = base;
+                    self.release_journal();
+                }
+            }
+            destage::Report::ChunkPut { tag } => out.push(Completion::ChunkPut { tag }),
+            destage::Report::Deleted { replica } => out.push(Completion::Deleted { replica }),
+            destage::Report::Failed(fault) => self.fail(Failure::Destage(fault), out),
+        }
+        self.retry_parked(out);
+    }
+
+    fn remap(&mut self, changed: &[destage::Changed]) {
+        for change in changed {
+            let Some(state) = self.replicas.get_mut(&change.replica) else { continue }; // An image from a peer may have been put meanwhile; it follows in the same queue.
+            if state.chunks.get(&change.chunk).is_some_and(|mapped| mapped.changed > change.at) {
+                continue;
+            }
+            match change.data {
+                Some(data) => {
+                    state.chunks.insert(change.chunk, Mapped { changed: change.at, data });
+                }
+                None => {
+                    state.chunks.remove(&change.chunk);
+                }
+            }
+        }
+    }
+
+    fn finish_round(&mut self, points: &[(ReplicaId, Position)]) {
+        for (replica, base) in points {
+            if let Some(state) = self.replicas.get_mut(replica) {
+                state.base = *base;
+            }
+        }
+        let Some(round) = self.round.take() else { return };
+        for (replica, released) in round.points {
+            if let Some(state) = self.replicas.get_mut(&replica) {
+                state.released = state.released.max(released);
+            }
+        }
+        self.release_journal();
+    }
+}
+
+impl Replica {
+    fn new(row: &ReplicaRow) -> Self {
+        let copy = row.copying.map(|_| Copy { put: BTreeSet::new(), end: None });
+        Self {
+            segment: row.segment,
+            chunks: BTreeMap::new(),
+            base: row.base,
+            applied: row.base.sequence,
+            released: row.base.sequence,
+            saved: row.promised,
+            promised: row.promised,
+            tail: VecDeque::new(),
+            copy,
+            own: row.copying,
+        }
+    }
+
+    /// Whether a round at this point changes what is known of the replica.
+    fn moves(&self, point: &Freeze) -> bool {
+        let at = point.at.sequence;
+        let sound = at <= self.applied || self.copy.is_some();
+        debug_assert!(sound, "{point:?} lies above {}", self.applied);
+        if !sound {
+            tracing::error!(replica = %point.replica, %at, applied = %self.applied, "cannot destage");
+        }
+        sound && at > self.released
+    }
+
+    fn extend(&mut self, entry: &Entry<Payload>) {
+        while self.tail.back().is_some_and(|e| e.position.sequence >= entry.position.sequence) {
+            self.tail.pop_back();
+        }
+        self.tail.push_back(entry.clone());
+    }
+}
+
+impl Copy {
+    fn is_ending(&self) -> bool {
+        self.end.is_some()
+    }
+}
+
+/// The extent of a whole chunk, of which the segment has `segment_bytes`.
+pub fn chunk_extent(chunk: u32, segment_bytes: u64) -> Result<Extent, BadExtent> {
+    let start = u64::from(chunk) * CHUNK_BYTES;
+    Extent::new(start, CHUNK_BYTES.min(segment_bytes.saturating_sub(start)), segment_bytes)
+}

@@ -1,0 +1,235 @@
+//! Reads: what is in memory, and the rest from the slots.
+//!
+//! A read sees everything applied before it was issued. Blocks from the disk may be newer; but
+//! where newer sectors lie over a disk block, the block must be the very version they were laid over:
+//! else an older sector could cover a newer one.
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use tidewater_proto::{
+    checksum,
+    entry::Payload,
+    geometry::{BLOCK_BYTES, CHUNK_BLOCKS, Extent},
+    ids::{ReplicaId, Sequence},
+};
+
+use super::{Completion, ReadError, ShardStore};
+use crate::store::{
+    overlay::{Look, Sectors, look, patch},
+    reader::{Found, Job, Report, Run},
+};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// A read that found wrong bytes looks again this often: the block may just have been moved.
+const ATTEMPTS_MAX: u32 = 4;
+
+/// A read on its way.
+#[derive(Debug)]
+pub(super) struct Reading {
+    replica: ReplicaId,
+    extent: Extent,
+    tag: u64,
+    attempts: u32,
+    /// By block of the segment.
+    blocks: BTreeMap<u32, Block>,
+    waiting: usize,
+    again: bool,
+    /// Waits until the destager reports.
+    parked: bool,
+    failed: Option<ReadError>,
+}
+
+#[derive(Debug)]
+enum Block {
+    Known(Bytes, Option<u64>),
+    Zero,
+    Below(Option<Sectors>),
+}
+
+impl ShardStore {
+    /// Reads `extent`. Some: it was all in memory or holes; none: a completion will carry `tag`.
+    pub fn read(&mut self, replica: ReplicaId, extent: Extent, tag: u64) -> Option<Payload> {
+        let mut reading = Reading {
+            replica,
+            extent,
+            tag,
+            attempts: 0,
+            blocks: BTreeMap::new(),
+            waiting: 0,
+            again: false,
+            parked: false,
+            failed: None,
+        };
+        let jobs = self.look_up(&mut reading);
+        if jobs.is_empty() {
+            return Some(reading.assemble());
+        }
+        self.issue(reading, jobs);
+        None
+    }
+
+    fn issue(&mut self, mut reading: Reading, jobs: Vec<Job>) {
+        self.next_read += 1;
+        reading.waiting = jobs.len();
+        self.reads.insert(self.next_read, reading);
+        for job in jobs {
+            self.reader.give(Job { id: self.next_read, ..job });
+        }
+    }
+
+    /// Finds the blocks in memory; returns what is to be read for the others.
+    fn look_up(&self, reading: &mut Reading) -> Vec<Job> {
+        let (replica, extent) = (reading.replica, reading.extent);
+        let mut jobs = Vec::new();
+        for chunk in extent.chunks() {
+            let frozen = self.round.as_ref().and_then(|round| round.frozen.chunk(replica, chunk));
+            let layers = [self.active.chunk(replica, chunk), frozen];
+            let mapped = self.replicas.get(&replica).and_then(|state| state.chunks.get(&chunk));
+            let first = chunk * CHUNK_BLOCKS as u32;
+            let blocks = extent.blocks();
+            let mut job = Job { id: 0, replica, chunk, blocks: Vec::new(), exactly: None };
+            for block in first.max(blocks.start)..(first + CHUNK_BLOCKS as u32).min(blocks.end) {
+                let within = (block - first) as u16;
+                let found = match look(layers, within) {
+                    Look::Known(data, sum) => Block::Known(data, sum),
+                    Look::Below(sectors) if mapped.is_some_and(|m| m.data) => {
+                        job.blocks.push(within);
+                        if sectors.is_some() {
+                            job.exactly = mapped.map(|mapped| mapped.changed);
+                        }
+                        Block::Below(sectors)
+                    }
+                    Look::Zero | Look::Below(None) => Block::Zero,
+                    Look::Below(Some(sectors)) => {
+                        let mut data = vec![0; BLOCK];
+                        patch(&mut data, &sectors);
+                        Block::Known(data.into(), None)
+                    }
+                };
+                reading.blocks.insert(block, found);
+            }
+            if !job.blocks.is_empty() {
+                jobs.push(job);
+            }
+        }
+        jobs
+    }
+
+    pub(super) fn read_done(&mut self, report: Report, out: &mut Vec<Completion>) {
+        let Report { job, found } = report;
+        let changed = self.changed(job.replica, job.chunk);
+        let Some(reading) = self.reads.get_mut(&job.id) else { return };
+        reading.waiting -= 1;
+        match found {
+            Found::Blocks(runs) => reading.fill(job.chunk, runs),
+            Found::Moved => {
+                reading.again = true;
+                // A newer row is in the catalog; unless its report has come already, it will.
+                reading.parked |= changed == job.exactly && !self.failed;
+            }
+            Found::Mismatch => {
+                reading.again = true;
+                reading.attempts += 1;
+            }
+            Found::Failed(fault) => reading.failed = Some(ReadError::Failed(fault)),
+        }
+        if reading.waiting == 0 && !(reading.again && reading.parked && reading.failed.is_none()) {
+            self.conclude(job.id, out);
+        }
+    }
+
+    fn changed(&self, replica: ReplicaId, chunk: u32) -> Option<Sequence> {
+        self.replicas.get(&replica)?.chunks.get(&chunk).map(|mapped| mapped.changed)
+    }
+
+    fn conclude(&mut self, id: u64, out: &mut Vec<Completion>) {
+        let Some(mut reading) = self.reads.remove(&id) else { return };
+        let tag = reading.tag;
+        let result = match reading.failed.take() {
+            Some(error) => Err(error),
+            None if !reading.again => Ok(reading.assemble()),
+            None if reading.attempts >= ATTEMPTS_MAX => Err(ReadError::Corrupt),
+            None if !self.replicas.contains_key(&reading.replica) => Err(ReadError::Gone),
+            None if self.failed && reading.parked => Err(ReadError::OutOfService),
+            None => {
+                (reading.again, reading.parked) = (false, false);
+                reading.blocks.clear();
+                let jobs = self.look_up(&mut reading);
+                if !jobs.is_empty() {
+                    self.issue(reading, jobs);
+                    return;
+                }
+                Ok(reading.assemble())
+            }
+        };
+        out.push(Completion::Read { tag, result });
+    }
+
+    /// Looks again for the reads that found a version newer than memory knew.
+    pub(super) fn retry_parked(&mut self, out: &mut Vec<Completion>) {
+        let parked: Vec<u64> = self
+            .reads
+            .iter()
+            .filter(|(_, r)| r.parked && r.waiting == 0)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in parked {
+            self.conclude(id, out);
+        }
+    }
+
+    pub(super) fn fail_parked(&mut self, out: &mut Vec<Completion>) {
+        self.retry_parked(out);
+    }
+}
+
+impl Reading {
+    fn fill(&mut self, chunk: u32, runs: Vec<Run>) {
+        for run in runs {
+            let first = chunk * CHUNK_BLOCKS as u32 + u32::from(run.first);
+            for (i, sum) in (0_u32..).zip(run.sums) {
+                let at = i as usize * BLOCK;
+                let data = run.data.slice(at..at + BLOCK);
+                let Some(block) = self.blocks.get_mut(&(first + i)) else { continue };
+                *block = match std::mem::replace(block, Block::Zero) {
+                    Block::Below(Some(sectors)) => {
+                        let mut merged = data.to_vec();
+                        patch(&mut merged, &sectors);
+                        Block::Known(merged.into(), None)
+                    }
+                    Block::Below(None) | Block::Known(..) | Block::Zero => {
+                        Block::Known(data, Some(sum))
+                    }
+                };
+            }
+        }
+    }
+
+    /// The bytes of the extent, and their sums: those stored for whole blocks, others anew.
+    fn assemble(&self) -> Payload {
+        let mut data = BytesMut::with_capacity(self.extent.len() as usize);
+        let mut sums = Vec::with_capacity(self.blocks.len() * 8);
+        let mut only = None;
+        for piece in self.extent.pieces() {
+            let range = piece.within..piece.within + piece.data.len();
+            let (bytes, sum) = match &self.blocks[&piece.block] {
+                Block::Known(bytes, sum) => (bytes.slice(range), *sum),
+                Block::Zero => {
+                    (Bytes::from_static(&ZEROES[range]), Some(checksum::zero_block_sum()))
+                }
+                Block::Below(_) => unreachable!("every block has been read"),
+            };
+            let sum = sum.filter(|_| piece.is_whole()).unwrap_or_else(|| checksum::sum(&bytes));
+            sums.extend(sum.to_le_bytes());
+            if self.blocks.len() == 1 {
+                only = Some(bytes);
+            } else {
+                data.extend_from_slice(&bytes);
+            }
+        }
+        Payload { data: only.unwrap_or_else(|| data.freeze()), sums: sums.into() }
+    }
+}
+
+static ZEROES: [u8; BLOCK] = [0; BLOCK];
