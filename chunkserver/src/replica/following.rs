@@ -1,0 +1,193 @@
+//! The follower's side: members and learners behind a primary (rules 3, 5, 6).
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use tidewater_proto::{
+    entry::Entry,
+    ids::{Position, ReplicaId, Sequence},
+    peer::PeerMessage,
+    record::Durability,
+};
+
+use super::{Effect, Following, Replica, Role, Time};
+
+impl<P: Clone> Replica<P> {
+    /// Follows `primary` in the promised epoch.
+    pub(super) fn follow(
+        &mut self,
+        now: Time,
+        primary: ReplicaId,
+        newer: bool,
+        out: &mut Vec<Effect<P>>,
+    ) {
+        let already = matches!(&self.role, Role::Following(f) if f.primary == primary);
+        if already && !newer {
+            return;
+        }
+        self.step_down(out);
+        self.role = Role::Following(Following { primary, ..Following::default() });
+        self.try_answer(now, out);
+    }
+
+    pub(super) fn receive_as_follower(
+        &mut self,
+        now: Time,
+        from: ReplicaId,
+        message: PeerMessage<P>,
+        out: &mut Vec<Effect<P>>,
+    ) {
+        if let Role::Idle = self.role {
+            // A record that left this copy out, or another run of its own process, may be behind.
+            self.role = Role::Following(Following { primary: from, ..Following::default() });
+        }
+        let Role::Following(following) = &mut self.role else {
+            return;
+        };
+        following.primary = from;
+        match message {
+            PeerMessage::Append { previous, entry, commit } => {
+                self.take_append(previous, entry, commit, out);
+            }
+            PeerMessage::Commit { last, commit } => self.take_commit(last, commit, out),
+            PeerMessage::Query => {
+                following.queried = true;
+                self.try_answer(now, out);
+            }
+            PeerMessage::Fetch { from: first } => self.send_tail(from, first, out),
+            PeerMessage::LeaseAsk { number } => {
+                following.asked = Some(number);
+                self.try_answer(now, out);
+            }
+            PeerMessage::CopyBegin { at, have, live } => self.begin_copy(at, have, live, out),
+            PeerMessage::CopyChunk { chunk, changed, at, image } => {
+                self.take_chunk(chunk, changed, at, image, out);
+            }
+            PeerMessage::CopyEnd { at, applied } => self.end_copy(at, applied, out),
+            PeerMessage::Appended { .. }
+            | PeerMessage::Mismatch { .. }
+            | PeerMessage::Answer { .. }
+            | PeerMessage::Tail { .. }
+            | PeerMessage::Stale
+            | PeerMessage::Lost
+            | PeerMessage::LeaseGrant { .. }
+            | PeerMessage::LeaseReturn { .. }
+            | PeerMessage::CopyAsk { .. }
+            | PeerMessage::CopyTaken { .. }
+            | PeerMessage::CopyEnded { .. } => {}
+        }
+    }
+
+    /// Whether entries may be taken: a learner whose copy was cut off has to start it again.
+    fn takes_entries(&self) -> bool {
+        self.copying.is_none() || self.copy_runs
+    }
+
+    fn take_append(
+        &mut self,
+        previous: Position,
+        entry: Entry<P>,
+        commit: Sequence,
+        out: &mut Vec<Effect<P>>,
+    ) {
+        let at = entry.position;
+        if !self.takes_entries() || at.sequence != previous.sequence.next() || !self.log.agrees(previous)
+        {
+            self.refuse(out);
+            return;
+        }
+        if !self.log.agrees(at) {
+            self.truncate(previous.sequence);
+            self.append(entry, out);
+        }
+        self.matched(at.sequence);
+        self.advance_commit(commit.min(at.sequence), out);
+        let in_memory = self.record.as_ref().is_some_and(|r| r.durability == Durability::Flush);
+        if in_memory || self.durable >= at.sequence {
+            self.acknowledge(out);
+        }
+    }
+
+    fn take_commit(&mut self, last: Position, commit: Sequence, out: &mut Vec<Effect<P>>) {
+        if let Role::Following(following) = &mut self.role {
+            following.refused = false;
+        }
+        if !self.takes_entries() || !self.log.agrees(last) {
+            self.refuse(out);
+            return;
+        }
+        self.matched(last.sequence);
+        self.advance_commit(commit.min(last.sequence), out);
+        self.acknowledge(out);
+    }
+
+    /// Says once that what came does not fit; the primary starts again from there.
+    fn refuse(&mut self, out: &mut Vec<Effect<P>>) {
+        let Role::Following(following) = &mut self.role else { return };
+        if std::mem::replace(&mut following.refused, true) {
+            return;
+        }
+        let primary = following.primary;
+        let message = match self.copying {
+            Some(have) => PeerMessage::CopyAsk { have },
+            None => PeerMessage::Mismatch { last: self.log.last(), commit: self.commit },
+        };
+        self.send(primary, message, out);
+    }
+
+    /// The log up to `sequence` is the primary's.
+    fn matched(&mut self, sequence: Sequence) {
+        if let Role::Following(following) = &mut self.role {
+            following.refused = false;
+            following.matched = following.matched.max(sequence);
+        }
+    }
+
+    fn acknowledge(&mut self, out: &mut Vec<Effect<P>>) {
+        let Role::Following(following) = &self.role else { return };
+        if self.promised_durable < self.promised {
+            return;
+        }
+        let matched = following.matched.max(self.commit);
+        let received = matched.min(self.log.last().sequence);
+        let message = PeerMessage::Appended { received, durable: self.durable.min(matched) };
+        self.send(following.primary, message, out);
+    }
+
+    pub(super) fn follower_persisted(&mut self, now: Time, out: &mut Vec<Effect<P>>) {
+        self.try_answer(now, out);
+        let Role::Following(following) = &self.role else { return };
+        if !following.refused && !following.queried {
+            self.acknowledge(out);
+        }
+    }
+
+    /// Answers what a primary of the promised epoch asked, once the epoch is durable and no older lease
+    /// of this member can be alive.
+    pub(super) fn try_answer(&mut self, now: Time, out: &mut Vec<Effect<P>>) {
+        let Role::Following(following) = &mut self.role else {
+            self.activation_progress(now, out);
+            return;
+        };
+        let primary = following.primary;
+        if self.promised_durable < self.promised || !self.granter.is_free_for(primary, now) {
+            return;
+        }
+        if let Some(number) = following.asked.take() {
+            self.granter.grant(primary, number, now, &self.timing);
+            self.send(primary, PeerMessage::LeaseGrant { number }, out);
+        }
+        let Role::Following(following) = &mut self.role else { return };
+        if following.queried && self.durable == self.log.last().sequence {
+            following.queried = false;
+            let message = PeerMessage::Answer { last: self.log.last(), commit: self.commit };
+            self.send(primary, message, out);
+        }
+    }
+
+    /// Sends the entries from `first` on to a new primary that lacks them.
+    fn send_tail(&self, to: ReplicaId, first: Sequence, out: &mut Vec<Effect<P>>) {
+        let last = self.log.last();
+        for entry in self.log.above(Sequence(first.0.saturating_sub(1))) {
+            self.send(to, PeerMessage::Tail { entry: entry.clone(), last }, out);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The protocol, tested against a small world: three copies, their disks, the links between them and
+//! the metadata cluster's record.
+
+mod histories;
+mod rules;
+mod world;

@@ -1,0 +1,672 @@
+//! Three copies of one segment with simulated disks, links and records, and the invariants that must
+//! hold in every state of it.
+
+use std::{collections::BTreeMap, collections::VecDeque, time::Duration};
+
+use tidewater_proto::{
+    entry::{Change, Entry},
+    geometry::Extent,
+    ids::{
+        Epoch, OpId, Position, ReplicaId, Revision, RunId, SegmentId, Sequence, ServerId, SessionId,
+        Token, VolumeId,
+    },
+    peer::{Action, AppliedSession, Envelope, Refusal, Reply, Request},
+    record::{Durability, Member, SegmentRecord, SetChange},
+};
+
+use super::super::{
+    Effect, Event, Persist, Replica, RequestId, Restored, Role, Time, Timing, applied::Applied,
+};
+
+pub(super) type Value = u8;
+
+/// What one copy has on disk, and what it has asked for that is not there yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Disk {
+    promised: Epoch,
+    token: Token,
+    base: Position,
+    entries: Vec<Entry<Value>>,
+    commit: Sequence,
+    copying: Option<Sequence>,
+    queued: VecDeque<Persist<Value>>,
+    persisted: u64,
+}
+
+impl Disk {
+    fn empty() -> Self {
+        Self {
+            promised: Epoch(0),
+            token: Token(0),
+            base: Position::default(),
+            entries: Vec::new(),
+            commit: Sequence(0),
+            copying: None,
+            queued: VecDeque::new(),
+            persisted: 0,
+        }
+    }
+
+    fn write(&mut self, record: Persist<Value>) {
+        self.persisted += 1;
+        match record {
+            Persist::Promise { epoch, token } => {
+                (self.promised, self.token) = (self.promised.max(epoch), self.token.max(token));
+            }
+            Persist::Entry { entry, commit } => {
+                self.entries.retain(|e| e.position.sequence < entry.position.sequence);
+                self.entries.push(entry);
+                self.commit = self.commit.max(commit);
+            }
+        }
+    }
+
+    /// Whether the entry at `at` would be there after a crash now.
+    pub(super) fn has(&self, at: Position) -> bool {
+        at.sequence <= self.base.sequence || self.entries.iter().any(|e| e.position == at)
+    }
+}
+
+/// One copy's server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Node {
+    pub(super) replica: Option<Replica<Value>>,
+    pub(super) disk: Disk,
+    run: RunId,
+    /// What is applied: the value of the one block, by the last entry.
+    pub(super) applied: Vec<(Position, Option<Value>)>,
+}
+
+/// Everything there is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct World {
+    pub(super) now: Time,
+    pub(super) nodes: BTreeMap<ReplicaId, Node>,
+    pub(super) links: BTreeMap<(ReplicaId, ReplicaId), VecDeque<Envelope<Value>>>,
+    record: RecordHash,
+    /// Writes acknowledged as committed, with their tokens.
+    pub(super) acked: Vec<(RequestId, Position)>,
+    pub(super) replies: Vec<(RequestId, Answer)>,
+    pub(super) proposals: Vec<(Epoch, SetChange)>,
+    pub(super) active: Vec<(ReplicaId, Epoch, Token)>,
+    /// Exclusive attachments that have returned, by token.
+    pub(super) fenced: Token,
+}
+
+/// A reply without what differs between equal histories.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Answer {
+    Done(Position),
+    Value(Option<Value>),
+    Differs,
+    Refused(Refused),
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Refused {
+    WrongEpoch,
+    NotPrimary,
+    Fenced,
+    Old,
+    Busy,
+    Lost,
+    Other,
+}
+
+/// The record in a form that can be hashed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct RecordHash(SegmentRecord);
+
+impl std::hash::Hash for RecordHash {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let r = &self.0;
+        (r.revision, r.epoch, r.token, r.primary, r.primary_run).hash(state);
+        (&r.members, &r.learners, &r.former, r.active).hash(state);
+    }
+}
+
+pub(super) const A: ReplicaId = ReplicaId(1);
+pub(super) const B: ReplicaId = ReplicaId(2);
+pub(super) const C: ReplicaId = ReplicaId(3);
+pub(super) const D: ReplicaId = ReplicaId(4);
+
+pub(super) fn segment() -> SegmentId {
+    SegmentId { volume: VolumeId(1), index: 0 }
+}
+
+pub(super) fn timing() -> Timing {
+    Timing::default()
+}
+
+pub(super) fn block() -> Extent {
+    Extent::new(0, 4096, 1 << 20).expect("a block")
+}
+
+fn member(replica: ReplicaId) -> Member {
+    Member { replica, server: ServerId(replica.0), fresh: false }
+}
+
+impl World {
+    /// Copies that nobody has told anything yet.
+    pub(super) fn new(members: &[ReplicaId]) -> Self {
+        let record = SegmentRecord {
+            segment: segment(),
+            revision: Revision(1),
+            epoch: Epoch(1),
+            token: Token(1),
+            primary: members[0],
+            primary_run: RunId(members[0].0 * 100),
+            members: members.iter().map(|m| member(*m)).collect(),
+            learners: Vec::new(),
+            former: Vec::new(),
+            retired: Vec::new(),
+            floor: if members.len() >= 3 { 2 } else { 1 },
+            replicas: members.len() as u8,
+            durability: Durability::Sync,
+            active: None,
+        };
+        let mut world = Self {
+            now: Time(10_000_000),
+            nodes: BTreeMap::new(),
+            links: BTreeMap::new(),
+            record: RecordHash(record),
+            acked: Vec::new(),
+            replies: Vec::new(),
+            proposals: Vec::new(),
+            active: Vec::new(),
+            fenced: Token(0),
+        };
+        for &id in members {
+            world.add(id);
+        }
+        world
+    }
+
+    /// Copies with an active primary and nothing under way.
+    pub(super) fn serving(members: &[ReplicaId]) -> Self {
+        let mut world = Self::new(members);
+        world.configure_all();
+        world.settle();
+        assert_eq!(world.serves(members[0]), Some(Epoch(1)), "the first primary is active");
+        world
+    }
+
+    pub(super) fn add(&mut self, id: ReplicaId) {
+        let run = RunId(id.0 * 100);
+        let node = Node { replica: None, disk: Disk::empty(), run, applied: Vec::new() };
+        self.nodes.insert(id, node);
+        self.start(id);
+    }
+
+    pub(super) fn record(&self) -> &SegmentRecord {
+        &self.record.0
+    }
+
+    pub(super) fn node(&self, id: ReplicaId) -> &Node {
+        &self.nodes[&id]
+    }
+
+    pub(super) fn replica(&self, id: ReplicaId) -> &Replica<Value> {
+        self.nodes[&id].replica.as_ref().expect("runs")
+    }
+
+    pub(super) fn serves(&self, id: ReplicaId) -> Option<Epoch> {
+        self.nodes[&id].replica.as_ref().and_then(Replica::serves)
+    }
+
+    fn start(&mut self, id: ReplicaId) {
+        let node = self.nodes.get_mut(&id).expect("known");
+        let restored = Restored {
+            id,
+            segment: segment(),
+            promised: node.disk.promised,
+            token: node.disk.token,
+            base: node.disk.base,
+            applied: Vec::new(),
+            entries: node.disk.entries.clone(),
+            commit: node.disk.commit,
+            copying: node.disk.copying,
+        };
+        node.disk.persisted = 0;
+        node.applied.clear();
+        let (replica, effects) = Replica::restore(restored, node.run, timing(), self.now);
+        node.replica = Some(replica);
+        self.perform(id, effects);
+    }
+
+    /// SIGKILL: what is not persisted is gone, and so is what is under way to and from it.
+    pub(super) fn crash(&mut self, id: ReplicaId) {
+        let node = self.nodes.get_mut(&id).expect("known");
+        node.replica = None;
+        node.disk.queued.clear();
+        self.links.retain(|(from, to), _| *from != id && *to != id);
+    }
+
+    pub(super) fn restart(&mut self, id: ReplicaId) {
+        let node = self.nodes.get_mut(&id).expect("known");
+        node.run = RunId(node.run.0 + 1);
+        self.start(id);
+        for other in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.step(other, Event::Connected(id));
+        }
+    }
+
+    pub(super) fn step(&mut self, id: ReplicaId, event: Event<Value>) {
+        let now = self.now;
+        let node = self.nodes.get_mut(&id).expect("known");
+        let Some(replica) = &mut node.replica else { return };
+        let mut effects = Vec::new();
+        replica.step(now, event, &mut effects);
+        self.perform(id, effects);
+    }
+
+    fn perform(&mut self, id: ReplicaId, effects: Vec<Effect<Value>>) {
+        for effect in effects {
+            self.effect(id, effect);
+        }
+    }
+
+    fn effect(&mut self, id: ReplicaId, effect: Effect<Value>) {
+        let node = self.nodes.get_mut(&id).expect("known");
+        match effect {
+            Effect::Persist(record) => node.disk.queued.push_back(record),
+            Effect::Send(envelope) => {
+                let up = self.nodes.get(&envelope.to).is_some_and(|n| n.replica.is_some());
+                if up {
+                    self.links.entry((id, envelope.to)).or_default().push_back(envelope);
+                }
+            }
+            Effect::Apply(entry) => {
+                if let Some(value) = value_of(&entry.change) {
+                    node.applied.push((entry.position, value));
+                }
+            }
+            Effect::Reply(request, reply) => self.replied(request, &reply),
+            Effect::Read(request, _) => {
+                let value = node.applied.last().and_then(|(_, v)| *v);
+                self.replies.push((request, Answer::Value(value)));
+            }
+            Effect::Extents(request, _) => self.replies.push((request, Answer::Other)),
+            Effect::Compare { id: request, expect, .. } => {
+                let value = node.applied.last().and_then(|(_, v)| *v);
+                self.step(id, Event::Compared { id: request, equal: value == Some(expect) });
+            }
+            Effect::Propose { epoch, change, .. } => {
+                if !self.proposals.contains(&(epoch, change)) {
+                    self.proposals.push((epoch, change));
+                }
+            }
+            Effect::Active { epoch, token } => self.active.push((id, epoch, token)),
+            Effect::PlanCopy { learner } => {
+                let changed = node.applied.last().map(|(at, _)| at.sequence);
+                let chunks = changed.map(|c| (0, c)).into_iter().collect();
+                self.step(id, Event::CopyPlan { learner, chunks });
+            }
+            Effect::ReadChunk { learner, chunk } => {
+                let last = node.applied.last().copied();
+                let changed = last.map(|(at, _)| at.sequence).unwrap_or_default();
+                let image = last.and_then(|(_, v)| v);
+                self.step(id, Event::CopyRead { learner, chunk, changed, image });
+            }
+            Effect::BeginCopy { at, have, .. } => {
+                node.disk.copying = Some(have);
+                node.disk.base = at;
+                node.disk.entries.clear();
+                node.disk.commit = at.sequence;
+            }
+            Effect::TakeChunk { chunk, changed, image, .. } => {
+                let at = Position { epoch: Epoch(0), sequence: changed };
+                node.applied.retain(|(p, _)| p.sequence > changed);
+                node.applied.insert(0, (at, image));
+                self.step(id, Event::ChunkTaken(chunk));
+            }
+            Effect::EndCopy { at, .. } => {
+                node.disk.copying = None;
+                self.step(id, Event::CopyEnded(at));
+            }
+        }
+    }
+
+    fn replied(&mut self, request: RequestId, reply: &Reply) {
+        let answer = match reply {
+            Reply::Done(at) => {
+                self.acked.push((request, *at));
+                Answer::Done(*at)
+            }
+            Reply::Differs => Answer::Differs,
+            Reply::Refused(refusal) => Answer::Refused(match refusal {
+                Refusal::WrongEpoch(_) => Refused::WrongEpoch,
+                Refusal::NotPrimary => Refused::NotPrimary,
+                Refusal::Fenced(_) => Refused::Fenced,
+                Refusal::Old => Refused::Old,
+                Refusal::Busy => Refused::Busy,
+                Refusal::Lost => Refused::Lost,
+                Refusal::BadSum
+                | Refusal::Invalid
+                | Refusal::NoSpace
+                | Refusal::Corrupt
+                | Refusal::Failed => Refused::Other,
+            }),
+            Reply::Data(_) | Reply::Extents(_) => Answer::Other,
+        };
+        self.replies.push((request, answer));
+    }
+
+    pub(super) fn answer(&self, id: u64) -> Option<&Answer> {
+        self.replies.iter().rev().find(|(r, _)| r.0 == id).map(|(_, a)| a)
+    }
+
+    // ---------- what may happen ----------
+
+    pub(super) fn configure(&mut self, id: ReplicaId) {
+        let record = self.record.0.clone();
+        self.step(id, Event::Configure(record));
+    }
+
+    pub(super) fn configure_all(&mut self) {
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.configure(id);
+        }
+    }
+
+    /// The oldest record of a disk becomes durable.
+    pub(super) fn persist_one(&mut self, id: ReplicaId) -> bool {
+        let node = self.nodes.get_mut(&id).expect("known");
+        let Some(record) = node.disk.queued.pop_front() else { return false };
+        node.disk.write(record);
+        let count = node.disk.persisted;
+        self.step(id, Event::Persisted(count));
+        true
+    }
+
+    pub(super) fn deliver(&mut self, link: (ReplicaId, ReplicaId), place: usize) -> bool {
+        let Some(queue) = self.links.get_mut(&link) else { return false };
+        let Some(envelope) = queue.remove(place) else { return false };
+        if queue.is_empty() {
+            self.links.remove(&link);
+        }
+        self.step(link.1, Event::Message(envelope));
+        true
+    }
+
+    pub(super) fn has_queued(&self, id: ReplicaId) -> bool {
+        !self.nodes[&id].disk.queued.is_empty()
+    }
+
+    /// The oldest message of a link is lost.
+    pub(super) fn lose(&mut self, link: (ReplicaId, ReplicaId)) {
+        if let Some(queue) = self.links.get_mut(&link) {
+            queue.pop_front();
+            if queue.is_empty() {
+                self.links.remove(&link);
+            }
+        }
+    }
+
+    /// Delivers and persists until nothing is under way.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..10_000 {
+            let ids: Vec<_> = self.nodes.keys().copied().collect();
+            let links: Vec<_> = self.links.keys().copied().collect();
+            let mut busy = false;
+            for id in ids {
+                busy |= self.persist_one(id);
+            }
+            for link in links {
+                busy |= self.deliver(link, 0);
+            }
+            self.check();
+            if !busy {
+                return;
+            }
+        }
+        panic!("the world does not come to rest: {self:#?}");
+    }
+
+    /// Time passes, seen by everyone.
+    pub(super) fn advance(&mut self, by: Duration) {
+        self.now = self.now.after(by);
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.step(id, Event::Tick);
+        }
+    }
+
+    /// Time passes in small steps, everything being delivered.
+    pub(super) fn run_for(&mut self, duration: Duration) {
+        let step = Duration::from_millis(50);
+        let mut passed = Duration::ZERO;
+        while passed < duration {
+            self.advance(step);
+            self.settle();
+            passed += step;
+        }
+    }
+
+    pub(super) fn request(&mut self, to: ReplicaId, id: u64, number: u64, action: Action<Value>) {
+        let (epoch, token) = (self.record.0.epoch, self.record.0.token);
+        self.request_as(to, id, number, epoch, token, action);
+    }
+
+    pub(super) fn request_as(
+        &mut self,
+        to: ReplicaId,
+        id: u64,
+        number: u64,
+        epoch: Epoch,
+        token: Token,
+        action: Action<Value>,
+    ) {
+        let op = OpId { session: SessionId(7), number };
+        let request =
+            Request { segment: segment(), epoch, token, op, lowest_open: 1, action };
+        self.step(to, Event::Request { id: RequestId(id), request });
+    }
+
+    pub(super) fn write(&mut self, to: ReplicaId, number: u64, value: Value) {
+        self.request(to, number, number, Action::Write { extent: block(), data: value });
+    }
+
+    /// Raft commits a change of the record.
+    pub(super) fn commit(&mut self, change: impl FnOnce(&mut SegmentRecord)) {
+        let record = &mut self.record.0;
+        record.revision = Revision(record.revision.0 + 1);
+        change(record);
+        let run = self.nodes[&record.primary].run;
+        record.primary_run = run;
+    }
+
+    /// Raft commits that another member leads, the old primary staying or leaving.
+    pub(super) fn change_primary(&mut self, to: ReplicaId, leaves: bool) {
+        self.commit(|r| {
+            r.epoch = r.epoch.next();
+            if leaves {
+                r.members.retain(|m| m.replica != r.primary);
+            }
+            r.primary = to;
+        });
+    }
+
+    /// Raft decides on a proposal as `apply` would.
+    pub(super) fn decide(&mut self, epoch: Epoch, change: SetChange) -> bool {
+        if self.record.0.epoch != epoch {
+            return false;
+        }
+        let floor = usize::from(self.record.0.floor);
+        match change {
+            SetChange::Remove { replica } | SetChange::Lost { replica } => {
+                let is_member = self.record.0.member(replica).is_some();
+                if is_member && self.record.0.members.len() <= floor {
+                    return false;
+                }
+                self.commit(|r| {
+                    r.epoch = r.epoch.next();
+                    r.members.retain(|m| m.replica != replica);
+                    r.learners.retain(|m| m.replica != replica);
+                });
+            }
+            SetChange::Promote { replica } => self.commit(|r| {
+                r.epoch = r.epoch.next();
+                let place = r.learners.iter().position(|m| m.replica == replica);
+                let learner = r.learners.remove(place.expect("a learner is promoted"));
+                r.members.push(learner);
+            }),
+            SetChange::Withdraw => self.commit(|r| r.epoch = r.epoch.next()),
+            SetChange::Handover { .. } | SetChange::Replace { .. } => return false,
+        }
+        true
+    }
+
+    /// Decides on every proposal there is and tells everyone.
+    pub(super) fn decide_all(&mut self) {
+        for (epoch, change) in std::mem::take(&mut self.proposals) {
+            self.decide(epoch, change);
+        }
+        self.configure_all();
+    }
+
+    // ---------- what must hold ----------
+
+    /// INV-EPOCH, INV-LOG, INV-ACK and INV-LIN in this state.
+    pub(super) fn check(&self) {
+        let serving: Vec<ReplicaId> = self
+            .nodes
+            .iter()
+            .filter(|(_, n)| n.replica.as_ref().is_some_and(|r| self.may_serve_reads(r)))
+            .map(|(&id, _)| id)
+            .collect();
+        assert!(serving.len() <= 1, "INV-EPOCH: {serving:?} serve reads at once\n{self:#?}");
+        for &id in &serving {
+            self.check_sees_everything(id);
+        }
+        self.check_logs_agree();
+        self.check_acked_is_everywhere();
+        self.check_fence();
+    }
+
+    fn may_serve_reads(&self, replica: &Replica<Value>) -> bool {
+        match &replica.role {
+            Role::Serving(s) => s.is_active(replica.commit) && s.has_lease(self.now),
+            Role::Idle | Role::Following(_) | Role::Activating(_) => false,
+        }
+    }
+
+    /// INV-LIN: who may answer reads has applied, or has in its log before any later read, every
+    /// acknowledged write.
+    fn check_sees_everything(&self, id: ReplicaId) {
+        let replica = self.replica(id);
+        for (request, at) in &self.acked {
+            let there = replica.log.kept(*at) && at.sequence <= replica.commit;
+            assert!(there, "INV-LIN: {id} serves reads without {request:?} at {at}\n{self:#?}");
+        }
+    }
+
+    fn check_logs_agree(&self) {
+        let running = || self.nodes.iter().filter_map(|(id, n)| Some((id, n.replica.as_ref()?)));
+        for (x, left) in running() {
+            for (y, right) in running().filter(|(y, _)| *y > x) {
+                let upto = left.commit.min(right.commit);
+                let first = left.log.base().sequence.max(right.log.base().sequence).next();
+                for sequence in first.0..=upto.0 {
+                    let sequence = Sequence(sequence);
+                    let (a, b) = (left.log.position(sequence), right.log.position(sequence));
+                    assert_eq!(a, b, "INV-LOG: {x} and {y} differ at {sequence}\n{self:#?}");
+                }
+            }
+        }
+    }
+
+    /// INV-ACK: what is acknowledged is on the disk of every member of the set.
+    fn check_acked_is_everywhere(&self) {
+        for member in &self.record.0.members {
+            let disk = &self.nodes[&member.replica].disk;
+            if self.nodes[&member.replica].disk.copying.is_some() {
+                continue;
+            }
+            for (request, at) in &self.acked {
+                let there = disk.has(*at);
+                assert!(there, "INV-ACK: {} lacks {request:?} at {at}\n{self:#?}", member.replica);
+            }
+        }
+    }
+
+    /// INV-FENCE: nothing with an older token is in a log behind the place where the token was active.
+    fn check_fence(&self) {
+        for node in self.nodes.values() {
+            let Some(replica) = &node.replica else { continue };
+            let mut highest = Token(0);
+            for entry in replica.log.above(Sequence(0)) {
+                assert!(entry.token >= highest, "INV-FENCE: {entry:?}\n{self:#?}");
+                highest = highest.max(entry.token);
+            }
+        }
+    }
+
+    /// The applied operations as they would be saved.
+    pub(super) fn applied_of(&self, id: ReplicaId) -> Vec<AppliedSession> {
+        self.replica(id).freeze_point().1
+    }
+
+    pub(super) fn destage(&mut self, id: ReplicaId) {
+        let (at, _) = self.replica(id).freeze_point();
+        let disk = &mut self.nodes.get_mut(&id).expect("known").disk;
+        disk.base = at;
+        disk.entries.retain(|e| e.position.sequence > at.sequence);
+        self.step(id, Event::Destaged(at));
+    }
+
+    pub(super) fn table(applied: Vec<AppliedSession>) -> Applied {
+        Applied::load(applied)
+    }
+}
+
+fn value_of(change: &Change<Value>) -> Option<Option<Value>> {
+    match change {
+        Change::Activate => None,
+        Change::Write { data, .. } => Some(Some(*data)),
+        Change::Zero { .. } => Some(None),
+    }
+}
+
+impl World {
+    /// Settles among some copies only; the others are cut off.
+    pub(super) fn settle_between(&mut self, ids: &[tidewater_proto::ids::ReplicaId]) {
+        for _ in 0..1_000 {
+            let mut busy = false;
+            for &id in ids {
+                busy |= self.persist_one(id);
+            }
+            for &from in ids {
+                for &to in ids {
+                    busy |= self.deliver((from, to), 0);
+                }
+            }
+            self.check();
+            if !busy {
+                return;
+            }
+        }
+        panic!("the world does not come to rest: {self:#?}");
+    }
+
+    /// Takes one step after another until `reached`.
+    pub(super) fn settle_until(&mut self, reached: impl Fn(&Self) -> bool) {
+        for _ in 0..1_000 {
+            if reached(self) {
+                return;
+            }
+            let ids: Vec<_> = self.nodes.keys().copied().collect();
+            let links: Vec<_> = self.links.keys().copied().collect();
+            for id in ids {
+                self.persist_one(id);
+            }
+            for link in links {
+                if reached(self) {
+                    return;
+                }
+                self.deliver(link, 0);
+            }
+        }
+        panic!("never reached: {self:#?}");
+    }
+}

@@ -1,0 +1,557 @@
+//! The server: holds the data folder, registers with the metadata cluster, starts the shards, and
+//! carries records to them and their reports back.
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use tidewater_proto::{
+    convert::Malformed,
+    ids::{ReplicaId, RunId, SegmentId, ServerId, VolumeId},
+    meta_client::{MetaClient, MetaError, Patience},
+    record::{SegmentRecord, ServerAddress, SetChange},
+    rpc,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::{BootClock, Clock as _},
+    config::ChunkserverConfig,
+    identity::{Folder, IdentityError, Membership},
+    shard::{self, Hearing, ShardCommand, ShardCounters, ShardReport, ShardStart},
+    store::{self, OpenError, ShardStore, Store},
+};
+
+/// How often the server says that it is alive.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+/// A peer heard within this time is reported as heard.
+const HEARS: Duration = Duration::from_secs(1);
+/// Time for one call of a heartbeat.
+const HEARTBEAT_PATIENCE: Patience =
+    Patience { per_try: Duration::from_millis(500), total: Duration::from_secs(1) };
+/// Time for a proposal or a report.
+const REPORT_PATIENCE: Patience =
+    Patience { per_try: Duration::from_secs(1), total: Duration::from_secs(3) };
+/// Pause before a registration or a watch is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Reports carried in one call.
+const REPORTS_MAX: usize = 1_024;
+
+/// The server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The data folder.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// An address cannot be bound.
+    #[error("listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The metadata cluster refused the registration.
+    #[error("registration refused")]
+    Register(#[source] MetaError),
+    /// A thread cannot be started.
+    #[error("start a shard")]
+    Thread(#[source] io::Error),
+    /// At least one shard and one device are needed.
+    #[error("a chunkserver needs at least one shard address and one device")]
+    Nothing,
+    /// The journal or every device failed; the process ends so that its copies are replaced.
+    #[error("storage failed")]
+    Failed,
+}
+
+/// What the metrics endpoint reads while the server runs.
+#[derive(Clone, Debug, Default)]
+pub struct ServerMetrics {
+    /// One a shard.
+    pub shards: Vec<Arc<ShardCounters>>,
+}
+
+/// Runs a chunkserver until `shutdown` resolves. `on_ready` is called once it is registered and serves.
+///
+/// # Errors
+///
+/// [`ServerError`] if it cannot start, or its storage fails.
+pub async fn run(
+    config: ChunkserverConfig,
+    on_ready: impl FnOnce(ServerMetrics),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
+    if config.shard_listen.is_empty() || config.store.devices.is_empty() {
+        return Err(ServerError::Nothing);
+    }
+    let folder = Folder::open(&config.store.dir, || uuid::Uuid::new_v4().to_string())?;
+    let run = RunId(uuid::Uuid::new_v4().as_u64_pair().0);
+    let cancel = CancellationToken::new();
+    tokio::pin!(shutdown);
+    let server = tokio::select! {
+        server = Server::start(config, folder, run, cancel.clone()) => server?,
+        () = &mut shutdown => return Ok(()),
+    };
+    on_ready(server.metrics.clone());
+    let result = tokio::select! {
+        result = server.serve() => result,
+        () = &mut shutdown => Ok(()),
+    };
+    cancel.cancel();
+    server.join();
+    result
+}
+
+/// What a watch has told so far.
+#[derive(Default)]
+struct Known {
+    revision: u64,
+    named: BTreeSet<SegmentId>,
+    /// Segments of a full answer that is still coming in.
+    full: Option<BTreeSet<SegmentId>>,
+}
+
+struct Server {
+    id: ServerId,
+    meta: Arc<MetaClient>,
+    registration: rpc::RegisterServerRequest,
+    store: Arc<Store>,
+    hearing: Arc<Hearing>,
+    commands: Vec<mpsc::UnboundedSender<ShardCommand>>,
+    reports: tokio::sync::Mutex<mpsc::UnboundedReceiver<ShardReport>>,
+    threads: std::sync::Mutex<Vec<std::thread::JoinHandle<io::Result<()>>>>,
+    metrics: ServerMetrics,
+    /// Its lock lasts as long as the server.
+    folder: Option<Folder>,
+}
+
+impl Server {
+    async fn start(
+        config: ChunkserverConfig,
+        mut folder: Folder,
+        run: RunId,
+        shutdown: CancellationToken,
+    ) -> Result<Self, ServerError> {
+        let meta = MetaClient::new(&config.meta).map_err(ServerError::Register)?;
+        let (listeners, shards) = bind(&config.shard_listen)?;
+        let mut registration = rpc::RegisterServerRequest {
+            cluster: String::new(),
+            server: 0,
+            run: run.0,
+            topology: Some(config.topology.clone()),
+            control: config.listen.to_string(),
+            shards: shards.iter().map(ToString::to_string).collect(),
+            devices: configured_devices(&config.store),
+            store: folder.identity.store.clone(),
+        };
+        // A folder that knows its server is opened before the registration, so that from the moment the
+        // cluster counts on this run it serves.
+        if folder.identity.member.is_none() {
+            let member = register(&meta, &registration).await?;
+            folder.join(member)?;
+        }
+        let member = folder.identity.member.clone().expect("set above");
+        registration.cluster.clone_from(&member.cluster);
+        registration.server = member.server.0;
+        let identity = store::Identity { cluster: member.cluster.clone(), server: member.server };
+        let store = Store::open(config.store.clone(), &identity)?;
+        let (to_server, reports) = mpsc::unbounded_channel();
+        let hearing = Arc::new(Hearing::default());
+        let mut server = Self {
+            id: member.server,
+            meta: Arc::new(meta),
+            registration,
+            store,
+            hearing,
+            commands: Vec::new(),
+            reports: tokio::sync::Mutex::new(reports),
+            threads: std::sync::Mutex::default(),
+            metrics: ServerMetrics::default(),
+            folder: None,
+        };
+        for (index, listener) in listeners.into_iter().enumerate() {
+            server.start_shard(index, listener, &config, &member, run, &to_server, &shutdown)?;
+        }
+        register(&server.meta, &server.registration).await?;
+        server.folder = Some(folder);
+        Ok(server)
+    }
+
+    #[allow(clippy::too_many_arguments)] // one call site; each is a different thing
+    fn start_shard(
+        &mut self,
+        index: usize,
+        listener: TcpListener,
+        config: &ChunkserverConfig,
+        member: &Membership,
+        run: RunId,
+        reports: &mpsc::UnboundedSender<ShardReport>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), ServerError> {
+        let (store, recovered) = ShardStore::open(&self.store, index)?;
+        let (to_shard, commands) = mpsc::unbounded_channel();
+        let counters = Arc::new(ShardCounters::default());
+        let thread = shard::start(ShardStart {
+            index,
+            server: member.server,
+            run,
+            cluster: member.cluster.clone(),
+            segment_bytes: member.segment_bytes,
+            timing: config.timing,
+            rebuild_bytes_per_second: config.rebuild_bytes_per_second,
+            listener,
+            commands,
+            reports: reports.clone(),
+            hearing: Arc::clone(&self.hearing),
+            counters: Arc::clone(&counters),
+            store,
+            recovered,
+            shutdown: shutdown.clone(),
+        })
+        .map_err(ServerError::Thread)?;
+        self.commands.push(to_shard);
+        self.metrics.shards.push(counters);
+        self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(thread);
+        Ok(())
+    }
+
+    async fn serve(&self) -> Result<(), ServerError> {
+        tokio::select! {
+            () = self.heartbeats() => Ok(()),
+            () = self.watch() => Ok(()),
+            result = self.carry_reports() => result,
+        }
+    }
+
+    fn join(self) {
+        drop(self.commands);
+        let threads = self.threads.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for thread in threads {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "shard ended"),
+                Err(_) => tracing::error!("shard panicked"),
+            }
+        }
+    }
+
+    async fn heartbeats(&self) {
+        let mut interval = tokio::time::interval(HEARTBEAT);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut known = Vec::new();
+        loop {
+            interval.tick().await;
+            let hears = self.hearing.since(BootClock.now(), HEARS);
+            let beat = rpc::HeartbeatRequest {
+                server: self.id.0,
+                run: self.registration.run,
+                devices: devices(&self.store),
+                hears: hears.iter().map(|s| s.0).collect(),
+                load: 0.0,
+            };
+            let call = self.meta.call(HEARTBEAT_PATIENCE, |mut meta| {
+                let beat = beat.clone();
+                async move { meta.heartbeat(beat).await }
+            });
+            match call.await {
+                Ok(reply) if reply.register => {
+                    if let Err(error) = register(&self.meta, &self.registration).await {
+                        tracing::warn!(%error, "registration refused");
+                    }
+                }
+                Ok(reply) if reply.servers != known => {
+                    self.tell_servers(&reply.servers);
+                    known = reply.servers;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "heartbeat not answered"),
+            }
+        }
+    }
+
+    fn tell_servers(&self, servers: &[rpc::ServerAddress]) {
+        let servers: Result<Vec<ServerAddress>, Malformed> =
+            servers.iter().map(TryFrom::try_from).collect();
+        match servers {
+            Ok(servers) => {
+                for shard in &self.commands {
+                    tell(shard, ShardCommand::Servers(servers.clone()));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "bad addresses"),
+        }
+    }
+
+    fn tell_record(&self, segment: &rpc::Segment) {
+        match SegmentRecord::try_from(segment) {
+            Ok(record) => {
+                self.tell(record.segment, ShardCommand::Record(record));
+            }
+            Err(error) => tracing::warn!(%error, "bad record"),
+        }
+    }
+
+    /// Follows the records that name this server, from whichever meta node answers.
+    async fn watch(&self) {
+        let mut known = Known::default();
+        loop {
+            if let Err(error) = self.watch_once(&mut known).await {
+                tracing::debug!(%error, "watch ended");
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn watch_once(&self, known: &mut Known) -> Result<(), MetaError> {
+        let filter = Some(rpc::watch_request::Filter::Server(self.id.0));
+        let request = rpc::WatchRequest { from_revision: known.revision, filter };
+        known.full = None;
+        let mut stream = self
+            .meta
+            .call(REPORT_PATIENCE, |mut meta| async move { meta.watch(request).await })
+            .await?;
+        while let Some(reply) = stream.message().await.map_err(|s| MetaError::from(&s))? {
+            if reply.full {
+                known.full = Some(BTreeSet::new());
+            }
+            for segment in &reply.segments {
+                let id = segment_id(segment);
+                known.named.insert(id);
+                if let Some(full) = &mut known.full {
+                    full.insert(id);
+                }
+                self.tell_record(segment);
+            }
+            for copy in &reply.retired {
+                let segment = SegmentId { volume: VolumeId(copy.volume), index: copy.index };
+                self.tell(segment, ShardCommand::Retired(segment, ReplicaId(copy.replica)));
+            }
+            for gone in &reply.gone {
+                let segment = SegmentId { volume: VolumeId(gone.volume), index: gone.index };
+                known.named.remove(&segment);
+                self.tell(segment, ShardCommand::Gone(segment));
+            }
+            if reply.revision == 0 {
+                // One part of a larger answer.
+                continue;
+            }
+            known.revision = reply.revision;
+            if let Some(full) = known.full.take() {
+                for &segment in known.named.difference(&full) {
+                    self.tell(segment, ShardCommand::Gone(segment));
+                }
+                known.named = full;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, segment: SegmentId, command: ShardCommand) {
+        tell(&self.commands[segment.shard(self.commands.len())], command);
+    }
+
+    /// Carries what the shards report to the metadata cluster. What is refused or lost is reported
+    /// again by the protocol.
+    async fn carry_reports(&self) -> Result<(), ServerError> {
+        let mut reports = self.reports.lock().await;
+        let mut batch = Vec::new();
+        while reports.recv_many(&mut batch, REPORTS_MAX).await > 0 {
+            let mut active = Vec::new();
+            let mut deleted = Vec::new();
+            let mut proposals = Vec::new();
+            for report in batch.drain(..) {
+                match report {
+                    ShardReport::Propose { segment, epoch, change, reason } => {
+                        proposals.extend(proposal(segment, epoch.0, self.id, change, reason.as_str()));
+                    }
+                    ShardReport::Active { segment, epoch, token } => active.push(rpc::ActiveReport {
+                        volume: segment.volume.0,
+                        index: segment.index,
+                        epoch: epoch.0,
+                        token: token.0,
+                    }),
+                    ShardReport::Deleted { segment, replica } => deleted.push(rpc::DeletedReport {
+                        volume: segment.volume.0,
+                        index: segment.index,
+                        replica: replica.0,
+                    }),
+                    ShardReport::Failed => return Err(ServerError::Failed),
+                }
+            }
+            tokio::join!(
+                self.report_active(active),
+                self.report_deleted(deleted),
+                self.propose(proposals)
+            );
+        }
+        Ok(())
+    }
+
+    async fn report_active(&self, reports: Vec<rpc::ActiveReport>) {
+        if reports.is_empty() {
+            return;
+        }
+        let request = rpc::ReportActiveRequest { server: self.id.0, reports };
+        let call = self.meta.call(REPORT_PATIENCE, |mut meta| {
+            let request = request.clone();
+            async move { meta.report_active(request).await }
+        });
+        if let Err(error) = call.await {
+            tracing::debug!(%error, "activity not reported");
+        }
+    }
+
+    async fn report_deleted(&self, reports: Vec<rpc::DeletedReport>) {
+        if reports.is_empty() {
+            return;
+        }
+        let request = rpc::ReportDeletedRequest { server: self.id.0, reports };
+        let call = self.meta.call(REPORT_PATIENCE, |mut meta| {
+            let request = request.clone();
+            async move { meta.report_deleted(request).await }
+        });
+        if let Err(error) = call.await {
+            tracing::debug!(%error, "deletion not reported");
+        }
+    }
+
+    async fn propose(&self, proposals: Vec<rpc::ChangeSetRequest>) {
+        let calls = proposals.into_iter().map(|request| async move {
+            let call = self.meta.call(REPORT_PATIENCE, |mut meta| {
+                let request = request.clone();
+                async move { meta.change_set(request).await }
+            });
+            match call.await {
+                Ok(reply) => {
+                    if let Some(segment) = reply.segment {
+                        self.tell_record(&segment);
+                    }
+                }
+                Err(error) => tracing::info!(%error, "set change not made"),
+            }
+        });
+        futures::future::join_all(calls).await;
+    }
+}
+
+fn tell(shard: &mpsc::UnboundedSender<ShardCommand>, command: ShardCommand) {
+    // A shard that ended has said so through its thread.
+    if shard.send(command).is_err() {
+        tracing::debug!("shard is gone");
+    }
+}
+
+fn segment_id(segment: &rpc::Segment) -> SegmentId {
+    SegmentId { volume: VolumeId(segment.volume), index: segment.index }
+}
+
+fn proposal(
+    segment: SegmentId,
+    epoch: u64,
+    proposer: ServerId,
+    change: SetChange,
+    reason: &str,
+) -> Option<rpc::ChangeSetRequest> {
+    use rpc::change_set_request::Change;
+    let change = match change {
+        SetChange::Remove { replica } => Change::Remove(replica.0),
+        SetChange::Lost { replica } => Change::Lost(replica.0),
+        SetChange::Promote { replica } => Change::Promote(replica.0),
+        SetChange::Withdraw => Change::Withdraw(true),
+        // Only the metadata cluster decides who leads.
+        SetChange::Handover { .. } | SetChange::Replace { .. } => return None,
+    };
+    Some(rpc::ChangeSetRequest {
+        volume: segment.volume.0,
+        index: segment.index,
+        expected_epoch: epoch,
+        proposer: proposer.0,
+        change: Some(change),
+        reason: reason.to_owned(),
+    })
+}
+
+fn bind(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), ServerError> {
+    let mut listeners = Vec::new();
+    let mut bound = Vec::new();
+    for &address in addresses {
+        let failed = |source| ServerError::Listen { address, source };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        bound.push(listener.local_addr().map_err(failed)?);
+        listeners.push(listener);
+    }
+    Ok((listeners, bound))
+}
+
+/// Registers until the metadata cluster answers; a refusal ends the server.
+async fn register(
+    meta: &MetaClient,
+    registration: &rpc::RegisterServerRequest,
+) -> Result<Membership, ServerError> {
+    loop {
+        let call = meta.call(REPORT_PATIENCE, |mut meta| {
+            let registration = registration.clone();
+            async move { meta.register_server(registration).await }
+        });
+        match call.await {
+            Ok(reply) => {
+                return Ok(Membership {
+                    cluster: reply.cluster,
+                    server: ServerId(reply.server),
+                    segment_bytes: reply.segment_bytes,
+                });
+            }
+            Err(error) if error.is_transient() => {
+                tracing::info!(%error, "waiting for the metadata cluster");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            Err(error) => return Err(ServerError::Register(error)),
+        }
+    }
+}
+
+fn tier(tier: store::device::Tier) -> rpc::Tier {
+    match tier {
+        store::device::Tier::Nvme => rpc::Tier::Nvme,
+        store::device::Tier::Ssd => rpc::Tier::Ssd,
+        store::device::Tier::Hdd => rpc::Tier::Hdd,
+    }
+}
+
+fn configured_devices(config: &store::StoreConfig) -> Vec<rpc::Device> {
+    let device = |d: &store::DeviceConfig| rpc::Device {
+        name: d.name.clone(),
+        tier: tier(d.tier).into(),
+        capacity_bytes: d.capacity_bytes,
+        used_bytes: 0,
+        failed: false,
+    };
+    config.devices.iter().map(device).collect()
+}
+
+fn devices(store: &Store) -> Vec<rpc::Device> {
+    let device = |d: &store::device::Device| {
+        let (available, capacity) = d.room();
+        let bytes = |slots: u32| u64::from(slots) * tidewater_proto::geometry::CHUNK_BYTES;
+        rpc::Device {
+            name: d.name.clone(),
+            tier: tier(d.tier).into(),
+            capacity_bytes: bytes(capacity),
+            used_bytes: bytes(capacity - available),
+            failed: d.has_failed(),
+        }
+    };
+    store.devices().iter().map(device).collect()
+}

@@ -1,0 +1,135 @@
+//! Requests of clients while they are open here, and their answers.
+
+use std::{collections::HashMap, sync::atomic::Ordering::Relaxed};
+
+use tidewater_proto::{
+    entry::Payload,
+    frame::Frame,
+    geometry::Extent,
+    link::FrameSender,
+    peer::{Action, Refusal, Reply, Request},
+    record::Route,
+};
+
+use super::{Job, Shard};
+use crate::replica::{Event, RequestId};
+
+/// Most client requests open at one shard; more are refused as busy.
+const OPEN_MAX: usize = 8_192;
+/// Bytes of replies queued to one client before its requests are refused as busy.
+const REPLY_BYTES_MAX: usize = 64 << 20;
+
+/// Where answers go.
+#[derive(Default)]
+pub(super) struct OpenRequests {
+    last: u64,
+    open: HashMap<RequestId, Open>,
+}
+
+struct Open {
+    client: FrameSender,
+    id: u64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Read,
+    Write,
+}
+
+impl Shard {
+    /// A client asks.
+    pub(super) fn client_request(&mut self, client: &FrameSender, id: u64, request: Request<Payload>) {
+        if self.open.open.len() >= OPEN_MAX || client.queued_bytes() > REPLY_BYTES_MAX {
+            client.send(&Frame::Reply { id, reply: Reply::Refused(Refusal::Busy) });
+            return;
+        }
+        let kind = match request.action {
+            Action::Read { .. } | Action::Extents { .. } | Action::Flush { .. } => Kind::Read,
+            Action::Write { .. } | Action::Zero { .. } | Action::Compare { .. } => Kind::Write,
+        };
+        self.open.last += 1;
+        let ours = RequestId(self.open.last);
+        self.open.open.insert(ours, Open { client: client.clone(), id, kind });
+        if let Err(refusal) = self.check(&request) {
+            self.reply(ours, Reply::Refused(refusal));
+            return;
+        }
+        if matches!(kind, Kind::Write) && (!self.store.room() || !self.stalled.is_empty()) {
+            self.stalled.push_back((ours, request));
+            return;
+        }
+        self.serve(ours, request);
+    }
+
+    /// Lets requests go on that waited for room.
+    pub(super) fn unstall(&mut self) {
+        while self.store.room() {
+            let Some((id, request)) = self.stalled.pop_front() else { return };
+            self.serve(id, request);
+        }
+    }
+
+    fn serve(&mut self, id: RequestId, request: Request<Payload>) {
+        let segment = request.segment;
+        match self.by_segment.get(&segment) {
+            Some(&replica) => self.step(replica, Event::Request { id, request }),
+            None => {
+                let refusal = match self.records.get(&segment) {
+                    Some(record) => Refusal::WrongEpoch(Route::from(record)),
+                    None => Refusal::NotPrimary,
+                };
+                self.reply(id, Reply::Refused(refusal));
+            }
+        }
+    }
+
+    /// Bounds, and checksums of what is to be written (INV-SUM).
+    fn check(&self, request: &Request<Payload>) -> Result<(), Refusal> {
+        let within = |extent: &Extent| {
+            let ok = extent.end() <= self.segment_bytes;
+            if ok { Ok(()) } else { Err(Refusal::Invalid) }
+        };
+        let sound = |extent: Extent, data: &Payload| data.verify(extent).map_err(|_| Refusal::BadSum);
+        match &request.action {
+            Action::Read { extent } => {
+                within(extent)?;
+                let limit = tidewater_proto::geometry::PAYLOAD_BYTES_MAX;
+                if extent.len() > limit { Err(Refusal::Invalid) } else { Ok(()) }
+            }
+            Action::Zero { extent, .. } | Action::Extents { extent } => within(extent),
+            Action::Write { extent, data } => {
+                within(extent)?;
+                sound(*extent, data)
+            }
+            Action::Compare { extent, expect, data } => {
+                within(extent)?;
+                sound(*extent, expect)?;
+                sound(*extent, data)
+            }
+            Action::Flush { .. } => Ok(()),
+        }
+    }
+
+    /// Answers a client, if it still waits.
+    pub(super) fn reply(&mut self, id: RequestId, reply: Reply) {
+        let Some(open) = self.open.open.remove(&id) else { return };
+        let counter = match (&reply, open.kind) {
+            (Reply::Refused(_), _) => &self.counters.refused,
+            (_, Kind::Read) => &self.counters.reads,
+            (_, Kind::Write) => &self.counters.writes,
+        };
+        counter.fetch_add(1, Relaxed);
+        open.client.send(&Frame::Reply { id: open.id, reply });
+    }
+
+    /// Reads for a client from what is applied.
+    pub(super) fn read_for(&mut self, replica: tidewater_proto::ids::ReplicaId, id: RequestId, extent: Extent) {
+        let tag = self.job(Job::Read(id));
+        if let Some(payload) = self.store.read(replica, extent, tag) {
+            self.jobs.remove(&tag);
+            self.reply(id, Reply::Data(payload));
+        }
+    }
+}

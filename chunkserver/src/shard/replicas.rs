@@ -1,0 +1,138 @@
+//! The copies a shard owns: made, configured and deleted as the records say.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use tidewater_proto::{
+    ids::{ReplicaId, SegmentId},
+    record::{Member, SegmentRecord},
+};
+
+use super::{Owned, Shard, ShardCommand, ShardReport};
+use crate::{
+    replica::{Event, Replica, Restored},
+    store::{Freeze, Recovered},
+};
+
+impl Shard {
+    /// Takes up a copy found on disk. One whose journal is damaged is not taken up: it answers as lost,
+    /// and is replaced.
+    pub(super) fn recover(&mut self, found: Recovered) {
+        let (id, segment) = (found.replica, found.segment);
+        if found.damaged && found.copying.is_none() {
+            tracing::error!(replica = %id, %segment, "journal damaged: the copy is given up");
+            return;
+        }
+        let restored = Restored {
+            id,
+            segment,
+            promised: found.epoch,
+            token: found.token,
+            base: found.base,
+            applied: found.applied,
+            entries: if found.copying.is_some() { Vec::new() } else { found.entries },
+            commit: if found.copying.is_some() { found.base.sequence } else { found.commit },
+            copying: found.copying,
+        };
+        self.own(restored);
+    }
+
+    fn own(&mut self, restored: Restored<tidewater_proto::entry::Payload>) {
+        let (id, segment) = (restored.id, restored.segment);
+        let (replica, effects) = Replica::restore(restored, self.run, self.timing, self.now());
+        self.owned.insert(id, Owned { replica, persists: 0, incoming: None });
+        self.by_segment.insert(segment, id);
+        self.perform(id, effects);
+    }
+
+    pub(super) fn command(&mut self, command: ShardCommand) {
+        match command {
+            ShardCommand::Record(record) => self.record(record),
+            ShardCommand::Gone(segment) => {
+                // Nothing is deleted for want of being named: only a retired id is.
+                self.records.remove(&segment);
+            }
+            ShardCommand::Retired(segment, replica) => self.delete(segment, replica),
+            ShardCommand::Servers(servers) => self.learn_servers(servers),
+        }
+    }
+
+    fn record(&mut self, record: SegmentRecord) {
+        let segment = record.segment;
+        let known = self.records.get(&segment);
+        if known.is_some_and(|known| known.revision > record.revision) {
+            return;
+        }
+        self.records.insert(segment, record.clone());
+        self.delete_retired(&record);
+        self.create_fresh(&record);
+        self.connect_to(&record);
+        if let Some(&id) = self.by_segment.get(&segment) {
+            self.step(id, Event::Configure(record));
+        }
+    }
+
+    fn create_fresh(&mut self, record: &SegmentRecord) {
+        let mine = |m: &&Member| m.server == self.server && m.fresh;
+        let fresh = record.members.iter().chain(&record.learners).find(mine).map(|m| m.replica);
+        let Some(id) = fresh.filter(|id| !self.owned.contains_key(id)) else { return };
+        if let Err(error) = self.store.create(id, record.segment) {
+            tracing::warn!(replica = %id, segment = %record.segment, %error, "cannot make the copy");
+            return;
+        }
+        self.own(Restored::empty(id, record.segment));
+    }
+
+    fn delete_retired(&mut self, record: &SegmentRecord) {
+        let mine = record.retired.iter().filter(|m| m.server == self.server);
+        let retired: Vec<ReplicaId> = mine.map(|m| m.replica).collect();
+        for id in retired {
+            self.delete(record.segment, id);
+        }
+    }
+
+    /// Deletes a copy whose id a Raft record has retired; repeating it does no harm.
+    fn delete(&mut self, segment: SegmentId, id: ReplicaId) {
+        self.owned.remove(&id);
+        if self.by_segment.get(&segment) == Some(&id) {
+            self.by_segment.remove(&segment);
+        }
+        if self.deleting.insert(id, segment).is_none() {
+            self.store.delete(id);
+            self.turn.notify_one();
+        }
+    }
+
+    /// The store has freed what a retired copy held.
+    pub(super) fn deleted(&mut self, id: ReplicaId) {
+        if let Some(segment) = self.deleting.remove(&id) {
+            self.report(ShardReport::Deleted { segment, replica: id });
+        }
+    }
+
+    /// Whether this server should hold `id` and does not: it has lost it.
+    pub(super) fn has_lost(&self, segment: SegmentId, id: ReplicaId) -> bool {
+        let record = self.records.get(&segment);
+        let named = record.and_then(|r| r.copies().find(|m| m.replica == id));
+        named.is_some_and(|m| m.server == self.server && !m.fresh) && !self.owned.contains_key(&id)
+    }
+
+    pub(super) fn tick(&mut self) {
+        let ids: Vec<_> = self.owned.keys().copied().collect();
+        for &id in &ids {
+            self.step(id, Event::Tick);
+        }
+        let primaries = self.owned.values().filter(|o| o.replica.leads()).count();
+        self.counters.replicas.store(ids.len() as u64, Relaxed);
+        self.counters.primaries.store(primaries as u64, Relaxed);
+    }
+
+    /// Starts a destage round of everything committed.
+    pub(super) fn freeze(&mut self) {
+        let points = self.owned.iter().map(|(&replica, owned)| {
+            let (at, applied) = owned.replica.freeze_point();
+            Freeze { replica, at, applied }
+        });
+        let points = points.collect();
+        self.store.freeze(points);
+    }
+}

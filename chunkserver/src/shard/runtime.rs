@@ -1,0 +1,263 @@
+//! The shard's thread: one single-threaded runtime, one listener, and a turn that hands the journal
+//! everything that came together.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    io,
+    rc::Rc,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tidewater_proto::{
+    frame::Frame,
+    header,
+    ids::{RunId, ServerId},
+    link::{self, FrameReader, FrameSender, LinkError},
+    rpc,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, mpsc},
+    task::LocalSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Hearing, Shard, ShardCommand, ShardCounters, ShardReport, clients::OpenRequests, pace::Pace,
+    peers::Peers,
+};
+use crate::{
+    clock::BootClock,
+    replica::Timing,
+    store::{Recovered, ShardStore},
+};
+
+/// How often replicas see time pass.
+const TICK: Duration = Duration::from_millis(25);
+/// Time for a connection to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most connections of one shard.
+const CONNECTIONS_MAX: usize = 1_024;
+
+/// Everything a shard starts with.
+pub(crate) struct ShardStart {
+    pub(crate) index: usize,
+    pub(crate) server: ServerId,
+    pub(crate) run: RunId,
+    pub(crate) cluster: String,
+    pub(crate) segment_bytes: u64,
+    pub(crate) timing: Timing,
+    pub(crate) rebuild_bytes_per_second: u64,
+    pub(crate) listener: std::net::TcpListener,
+    pub(crate) commands: mpsc::UnboundedReceiver<ShardCommand>,
+    pub(crate) reports: mpsc::UnboundedSender<ShardReport>,
+    pub(crate) hearing: Arc<Hearing>,
+    pub(crate) counters: Arc<ShardCounters>,
+    pub(crate) store: ShardStore,
+    pub(crate) recovered: Vec<Recovered>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// Starts the shard's thread.
+///
+/// # Errors
+///
+/// If the thread cannot be started.
+pub(crate) fn start(start: ShardStart) -> io::Result<JoinHandle<io::Result<()>>> {
+    std::thread::Builder::new().name(format!("shard-{}", start.index)).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, run(start))
+    })
+}
+
+async fn run(start: ShardStart) -> io::Result<()> {
+    let listener = TcpListener::from_std(start.listener)?;
+    let turn = Rc::new(Notify::new());
+    let completions = start.store.notifier();
+    let shard = Rc::new_cyclic(|me| {
+        RefCell::new(Shard {
+            index: start.index,
+            cluster: start.cluster,
+            server: start.server,
+            run: start.run,
+            timing: start.timing,
+            segment_bytes: start.segment_bytes,
+            clock: BootClock,
+            store: start.store,
+            owned: BTreeMap::new(),
+            journaled: VecDeque::new(),
+            by_segment: BTreeMap::new(),
+            records: BTreeMap::new(),
+            peers: Peers::default(),
+            open: OpenRequests::default(),
+            stalled: VecDeque::new(),
+            deleting: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            next_job: 0,
+            pace: Pace::new(start.rebuild_bytes_per_second),
+            reports: start.reports,
+            turn: Rc::clone(&turn),
+            me: me.clone(),
+            hearing: start.hearing,
+            counters: start.counters,
+            failed: false,
+        })
+    });
+    for found in start.recovered {
+        shard.borrow_mut().recover(found);
+    }
+    let shutdown = start.shutdown;
+    let mut commands = start.commands;
+    let tasks = async {
+        tokio::join!(
+            accept(&shard, &listener),
+            turns(&shard, &turn),
+            complete(&shard, &completions),
+            tick(&shard),
+            async {
+                while let Some(command) = commands.recv().await {
+                    shard.borrow_mut().command(command);
+                }
+            },
+        );
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = tasks => {}
+    }
+    Ok(())
+}
+
+/// Ends each turn of the loop: what was read together goes to the journal together.
+async fn turns(shard: &Rc<RefCell<Shard>>, turn: &Notify) {
+    loop {
+        turn.notified().await;
+        shard.borrow_mut().end_turn();
+    }
+}
+
+async fn complete(shard: &Rc<RefCell<Shard>>, completions: &Notify) {
+    loop {
+        completions.notified().await;
+        shard.borrow_mut().poll_store();
+    }
+}
+
+async fn tick(shard: &Rc<RefCell<Shard>>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let mut shard = shard.borrow_mut();
+        shard.tick();
+        shard.poll_store();
+        shard.end_turn();
+    }
+}
+
+impl Shard {
+    fn end_turn(&mut self) {
+        self.read_chunks();
+        self.send_leases();
+        self.store.submit();
+    }
+}
+
+async fn accept(shard: &Rc<RefCell<Shard>>, listener: &TcpListener) {
+    let connections = Rc::new(());
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) if Rc::strong_count(&connections) <= CONNECTIONS_MAX => {
+                let (shard, counted) = (Rc::clone(shard), Rc::clone(&connections));
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = serve(&shard, stream).await {
+                        tracing::debug!(%from, %error, "connection ended");
+                    }
+                    drop(counted);
+                });
+            }
+            Ok((_, from)) => tracing::warn!(%from, "too many connections: refused"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    }
+}
+
+/// One connection, from hello to end.
+async fn serve(shard: &Rc<RefCell<Shard>>, stream: TcpStream) -> Result<(), LinkError> {
+    let (mut reader, sender, writer) = link::split(stream)?;
+    let writing = tokio::task::spawn_local(writer.run());
+    let hello = tokio::time::timeout(HELLO_TIMEOUT, reader.next()).await;
+    let result = match hello {
+        Ok(Ok(Some(Frame::Hello(hello)))) => {
+            let refused = shard.borrow().refusal(&hello);
+            sender.send(&Frame::Welcome(shard.borrow().welcome(refused)));
+            match hello.who {
+                _ if refused.is_some() => Ok(()),
+                Some(rpc::hello::Who::Client(_)) => clients(shard, &mut reader, &sender).await,
+                Some(rpc::hello::Who::Server(who)) => peers(shard, &mut reader, &who).await,
+                None => Ok(()),
+            }
+        }
+        Ok(Ok(Some(_) | None)) | Err(_) => Ok(()),
+        Ok(Err(error)) => Err(error),
+    };
+    sender.close();
+    // The writer sends what is queued, then ends by itself.
+    drop(writing);
+    result
+}
+
+async fn clients(
+    shard: &Rc<RefCell<Shard>>,
+    reader: &mut FrameReader,
+    sender: &FrameSender,
+) -> Result<(), LinkError> {
+    while let Some(frame) = reader.next().await? {
+        let Frame::Request { id, request } = frame else { return Ok(()) };
+        shard.borrow_mut().client_request(sender, id, request);
+    }
+    Ok(())
+}
+
+async fn peers(
+    shard: &Rc<RefCell<Shard>>,
+    reader: &mut FrameReader,
+    who: &rpc::HelloServer,
+) -> Result<(), LinkError> {
+    let (peer, connection) = shard.borrow_mut().peer_connected(who);
+    while let Some(frame) = reader.next().await? {
+        if !shard.borrow_mut().peer_frame(peer, connection, frame) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+impl Shard {
+    /// Why a connection is not wanted.
+    fn refusal(&self, hello: &rpc::Hello) -> Option<&'static str> {
+        if hello.cluster != self.cluster {
+            return Some("another cluster");
+        }
+        if hello.version == 0 || hello.who.is_none() {
+            return Some("malformed hello");
+        }
+        None
+    }
+
+    fn welcome(&self, refused: Option<&'static str>) -> rpc::Welcome {
+        rpc::Welcome {
+            version: header::VERSION.into(),
+            features: 0,
+            server: self.server.0,
+            run: self.run.0,
+            refused: refused.unwrap_or_default().to_owned(),
+        }
+    }
+}
