@@ -1,0 +1,199 @@
+//! One export: a device, and what an NBD command means on it.
+
+use bytes::{Bytes, BytesMut};
+use tidewater_proto::geometry::SECTOR_BYTES;
+
+use super::range_lock::{Kind, RangeLock};
+use crate::{
+    device::{Io, IoDone, LocalBlockDevice, Run},
+    error::BlockError,
+    nbd::{self, Command, Errno, ExportInfo},
+};
+
+/// A device under a name. All connections share it, so a flush of one covers the writes of all.
+pub struct Export<D> {
+    info: ExportInfo,
+    device: D,
+    lock: RangeLock,
+}
+
+/// What a command led to.
+pub(crate) enum Answer {
+    Data { offset: u64, data: Bytes },
+    Done,
+    Status { len: u32, one: bool, runs: Vec<nbd::Run> },
+    Failed(BlockError),
+}
+
+/// A range and the whole sectors around it.
+struct Around {
+    start: u64,
+    end: u64,
+    skip: usize,
+}
+
+impl Around {
+    fn new(offset: u64, len: u64) -> Self {
+        let start = offset - offset % SECTOR_BYTES;
+        let end = (offset + len).next_multiple_of(SECTOR_BYTES);
+        Self { start, end, skip: (offset - start) as usize }
+    }
+
+    fn is_whole(&self, offset: u64, len: u64) -> bool {
+        self.start == offset && self.end == offset + len
+    }
+}
+
+impl<D: LocalBlockDevice> Export<D> {
+    /// Exports `device` as `name`.
+    pub fn new(name: impl Into<String>, description: impl Into<String>, device: D) -> Self {
+        let of = device.info();
+        let info = ExportInfo {
+            name: name.into(),
+            description: description.into(),
+            size_bytes: of.size_bytes,
+            read_only: of.read_only,
+            fast_zero: of.fast_zero,
+            multi_conn: true,
+        };
+        Self { info, device, lock: RangeLock::default() }
+    }
+
+    /// As clients see it.
+    pub fn info(&self) -> &ExportInfo {
+        &self.info
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Runs one command to its end.
+    pub(crate) async fn run(&self, command: Command) -> Answer {
+        let result = match command {
+            Command::Read { offset, len } => {
+                self.read(offset, u64::from(len)).await.map(|data| Answer::Data { offset, data })
+            }
+            Command::Write { offset, data, fua } => self.write(offset, data, fua).await,
+            Command::Flush => self.device.submit(Io::Flush).await.map(|_| Answer::Done),
+            Command::Trim { offset, len, fua } => self.trim(offset, u64::from(len), fua).await,
+            Command::WriteZeroes { offset, len, no_hole, fua } => {
+                self.zero(offset, u64::from(len), !no_hole, fua).await
+            }
+            Command::BlockStatus { offset, len, one } => self.status(offset, len, one).await,
+            // A hint; there is nothing to warm up yet.
+            Command::Cache { .. } => Ok(Answer::Done),
+        };
+        result.unwrap_or_else(Answer::Failed)
+    }
+
+    async fn read(&self, offset: u64, len: u64) -> Result<Bytes, BlockError> {
+        let around = Around::new(offset, len);
+        let io = Io::Read { offset: around.start, len: (around.end - around.start) as u32 };
+        match self.device.submit(io).await? {
+            IoDone::Data(data) => Ok(data.slice(around.skip..around.skip + len as usize)),
+            IoDone::Done | IoDone::Differs | IoDone::Extents(_) => {
+                unreachable!("a read gives data")
+            }
+        }
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<Answer, BlockError> {
+        let len = data.len() as u64;
+        let around = Around::new(offset, len);
+        if !around.is_whole(offset, len) {
+            return self.write_partial(around, &data, fua).await;
+        }
+        let _held = self.lock.hold(Kind::Whole, offset..offset + len).await;
+        self.device.submit(Io::Write { offset, data, fua }).await.map(|_| Answer::Done)
+    }
+
+    /// For clients that never asked for the block size: read the sectors, change them, write them.
+    async fn write_partial(
+        &self,
+        around: Around,
+        data: &[u8],
+        fua: bool,
+    ) -> Result<Answer, BlockError> {
+        let _held = self.lock.hold(Kind::Partial, around.start..around.end).await;
+        let old = self.read(around.start, around.end - around.start).await?;
+        let mut new = BytesMut::from(&old[..]);
+        new[around.skip..around.skip + data.len()].copy_from_slice(data);
+        let io = Io::Write { offset: around.start, data: new.freeze(), fua };
+        self.device.submit(io).await.map(|_| Answer::Done)
+    }
+
+    async fn zero(
+        &self,
+        offset: u64,
+        len: u64,
+        discard: bool,
+        fua: bool,
+    ) -> Result<Answer, BlockError> {
+        let around = Around::new(offset, len);
+        if around.is_whole(offset, len) {
+            let _held = self.lock.hold(Kind::Whole, offset..offset + len).await;
+            let io = Io::WriteZeroes { offset, len, discard, fua };
+            return self.device.submit(io).await.map(|_| Answer::Done);
+        }
+        let end = offset + len;
+        let inner = offset.next_multiple_of(SECTOR_BYTES)..end - end % SECTOR_BYTES;
+        if inner.start >= inner.end {
+            return self.write(offset, BytesMut::zeroed(len as usize).freeze(), fua).await;
+        }
+        let zeroes = |bytes: u64| BytesMut::zeroed(bytes as usize).freeze();
+        if offset < inner.start {
+            self.write(offset, zeroes(inner.start - offset), fua).await?;
+        }
+        if inner.end < end {
+            self.write(inner.end, zeroes(end - inner.end), fua).await?;
+        }
+        let _held = self.lock.hold(Kind::Whole, inner.clone()).await;
+        let (offset, len) = (inner.start, inner.end - inner.start);
+        let io = Io::WriteZeroes { offset, len, discard, fua };
+        self.device.submit(io).await.map(|_| Answer::Done)
+    }
+
+    /// Sectors that are not whole stay as they are: a trim is a hint.
+    async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<Answer, BlockError> {
+        let start = offset.next_multiple_of(SECTOR_BYTES);
+        let end = (offset + len) - (offset + len) % SECTOR_BYTES;
+        if start >= end {
+            return Ok(Answer::Done);
+        }
+        self.zero(start, end - start, true, fua).await
+    }
+
+    async fn status(&self, offset: u64, len: u32, one: bool) -> Result<Answer, BlockError> {
+        let around = Around::new(offset, u64::from(len));
+        let io = Io::Extents { offset: around.start, len: around.end - around.start };
+        let IoDone::Extents(mut runs) = self.device.submit(io).await? else {
+            unreachable!("extents give extents");
+        };
+        if let Some(first) = runs.first_mut() {
+            first.len -= (around.skip as u64).min(first.len);
+        }
+        let run =
+            |run: Run| nbd::Run { len: u32::try_from(run.len).unwrap_or(u32::MAX), data: run.data };
+        Ok(Answer::Status { len, one, runs: runs.into_iter().map(run).collect() })
+    }
+}
+
+/// The error number that clients are told.
+pub(crate) fn errno(error: &BlockError) -> Errno {
+    use crate::error::Kind as Why;
+    match error.kind {
+        Why::Fenced | Why::Closed | Why::NoVolume => Errno::Shutdown,
+        Why::NoSpace => Errno::NoSpc,
+        Why::Unaligned | Why::OutOfRange | Why::Refused => Errno::Inval,
+        Why::ReadOnly => Errno::Perm,
+        Why::TimedOut
+        | Why::Busy
+        | Why::Corrupt
+        | Why::Lost
+        | Why::Forgotten
+        | Why::File(_)
+        | Why::Injected => Errno::Io,
+    }
+}

@@ -1,0 +1,58 @@
+//! Tidewater's client library and NBD gateway.
+//!
+//! | module | noun |
+//! | --- | --- |
+//! | [`device`] | the narrow waist: [`BlockDevice`], its contract, devices in memory and on a file |
+//! | `cluster` | the control plane: calls that find and follow the leader |
+//! | `open`, `volume` | how a volume is opened, and its handle for any thread |
+//! | `session` | one attachment: segment map, connections, op ids, requests |
+//! | `retry`, `split` | pure: what to do next with a request; how an operation is cut |
+//! | `error` | why an operation failed, and whether it happened |
+//! | [`nbd`] | pure: the NBD session, bytes in, requests and replies out |
+//! | [`gateway`] | serves block devices over NBD |
+//! | [`blocking`] | the same without async |
+//!
+//! Invariants kept here: INV-SUM (every read is checked against its checksums before it is handed
+//! out), INV-BOUND (queues, windows and connections are bounded), and that no failure is told as
+//! `NotApplied` unless no try can have taken effect.
+//!
+//! ```
+//! use tidewater_client::{BlockDeviceExt, MemDevice};
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tidewater_client::BlockError> {
+//! let disk = MemDevice::new(1 << 20);
+//! disk.write_at(0, vec![1; 4096]).await?;
+//! disk.flush().await?;
+//! assert_eq!(disk.read_at(0, 512).await?, vec![1; 512]);
+//! # Ok(())
+//! # }
+//! ```
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // An edge; pure files deny them.
+
+pub mod blocking;
+mod cluster;
+pub mod device;
+mod error;
+pub mod gateway;
+pub mod nbd;
+mod open;
+mod retry;
+mod session;
+mod split;
+mod stats;
+mod volume;
+
+pub use cluster::{Cluster, ClusterBuilder, VolumeRef};
+pub use device::{
+    BlockDevice, BlockDeviceExt, DeviceInfo, FaultyDevice, FileDevice, Io, IoDone,
+    LocalBlockDevice, MemDevice, Run,
+};
+pub use error::{BlockError, Kind, Outcome, RetryHint};
+pub use open::{Mode, Open};
+pub use session::{CloseError, LocalVolume, OpenError};
+pub use stats::{Op, OpSnapshot, VolumeStats};
+pub use tidewater_proto::{
+    meta_client::{MetaCode, MetaError},
+    rpc,
+};
+pub use volume::Volume;

@@ -1,0 +1,225 @@
+//! What a session knows of the segment map, and how it learns more.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use tidewater_proto::{
+    ids::{SegmentId, ServerId, VolumeId},
+    meta_client::{MetaClient, MetaCode, MetaError, Patience},
+    record::{Route, SegmentRecord, ServerAddress},
+    rpc,
+};
+use tokio::{sync::oneshot, task::spawn_local};
+
+use super::links::ShardKey;
+use crate::retry::Event;
+
+/// A lookup is short: with meta down, requests go on by the routes they have.
+const LOOKUP: Patience =
+    Patience { per_try: Duration::from_millis(250), total: Duration::from_millis(600) };
+/// Placing a segment takes a Raft commit, an activation, and maybe the removal of a dead server.
+const PLACE: Patience = Patience { per_try: Duration::from_secs(3), total: Duration::from_secs(5) };
+/// Lookups in flight at once.
+const LOOKUPS_MAX: usize = 8;
+
+/// (segment, fresh).
+type LookupKey = (u32, bool);
+
+/// The segment map of one volume.
+pub(crate) struct Map {
+    volume: VolumeId,
+    meta: Rc<MetaClient>,
+    routes: RefCell<BTreeMap<u32, Rc<Route>>>,
+    servers: RefCell<BTreeMap<ServerId, ServerAddress>>,
+    /// Requests that wait for a lookup that has not begun: each must begin after they asked, or its
+    /// answer could be older than what they must see.
+    waiting: RefCell<BTreeMap<LookupKey, Vec<oneshot::Sender<Event>>>>,
+    looking: Cell<bool>,
+    /// Segments being placed; one call serves all who wait.
+    placing: RefCell<BTreeMap<u32, Vec<oneshot::Sender<Event>>>>,
+}
+
+impl Map {
+    pub(crate) fn new(volume: VolumeId, meta: Rc<MetaClient>) -> Self {
+        Self {
+            volume,
+            meta,
+            routes: RefCell::default(),
+            servers: RefCell::default(),
+            waiting: RefCell::default(),
+            looking: Cell::new(false),
+            placing: RefCell::default(),
+        }
+    }
+
+    /// What is known of a segment.
+    pub(crate) fn route(&self, segment: u32) -> Option<Rc<Route>> {
+        self.routes.borrow().get(&segment).cloned()
+    }
+
+    /// Keeps a route if it is newer.
+    pub(crate) fn learn(&self, route: &Rc<Route>) {
+        if route.segment.volume != self.volume {
+            return;
+        }
+        let mut routes = self.routes.borrow_mut();
+        let known = routes.entry(route.segment.index).or_insert_with(|| Rc::clone(route));
+        if route.epoch > known.epoch {
+            *known = Rc::clone(route);
+        }
+    }
+
+    /// Keeps what a meta node said about segments and servers; malformed records are skipped.
+    pub(crate) fn take(&self, segments: &[rpc::Segment], servers: &[rpc::ServerAddress]) {
+        for segment in segments {
+            match SegmentRecord::try_from(segment) {
+                Ok(record) => self.learn(&Rc::new(Route::from(&record))),
+                Err(error) => tracing::warn!(%error, "segment record skipped"),
+            }
+        }
+        for server in servers {
+            match ServerAddress::try_from(server) {
+                Ok(address) => drop(self.servers.borrow_mut().insert(address.server, address)),
+                Err(error) => tracing::warn!(%error, "server address skipped"),
+            }
+        }
+    }
+
+    /// The shard of a server that owns a segment, and where it listens; none if not known.
+    pub(crate) fn shard(
+        &self,
+        server: ServerId,
+        segment: SegmentId,
+    ) -> Option<(ShardKey, SocketAddr)> {
+        let servers = self.servers.borrow();
+        let shards = &servers.get(&server)?.shards;
+        let shard = segment.shard(shards.len());
+        Some(((server, shard), shards[shard]))
+    }
+
+    /// Looks a segment up, by a call that begins after this one.
+    pub(crate) async fn refresh(self: &Rc<Self>, segment: u32, fresh: bool) -> Event {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.borrow_mut().entry((segment, fresh)).or_default().push(sender);
+        if !self.looking.replace(true) {
+            spawn_local(Rc::clone(self).look());
+        }
+        receiver.await.unwrap_or(Event::MapUnavailable)
+    }
+
+    async fn look(self: Rc<Self>) {
+        loop {
+            let batch = std::mem::take(&mut *self.waiting.borrow_mut());
+            if batch.is_empty() {
+                self.looking.set(false);
+                return;
+            }
+            let map = &self;
+            stream::iter(batch)
+                .for_each_concurrent(LOOKUPS_MAX, |((segment, fresh), waiters)| async move {
+                    answer(waiters, &map.look_up(segment, fresh).await);
+                })
+                .await;
+        }
+    }
+
+    async fn look_up(&self, segment: u32, fresh: bool) -> Event {
+        let request = rpc::ListSegmentsRequest {
+            volume: self.volume.0,
+            first: segment,
+            limit: 1,
+            linearizable: fresh,
+        };
+        let reply = self
+            .meta
+            .call(LOOKUP, |mut meta| async move { meta.list_segments(request).await })
+            .await;
+        match reply {
+            Ok(reply) => {
+                self.take(&reply.segments, &reply.servers);
+                self.found(&reply.segments, segment)
+            }
+            // A node that lags behind may not know a new volume.
+            Err(error) if !fresh && error.code == MetaCode::NotFound => Event::MapUnavailable,
+            Err(error) => map_failure(&error),
+        }
+    }
+
+    fn found(&self, segments: &[rpc::Segment], segment: u32) -> Event {
+        if segments.iter().any(|s| s.index == segment && s.volume == self.volume.0) {
+            self.route(segment).map_or(Event::MapUnavailable, Event::Routed)
+        } else {
+            Event::Absent
+        }
+    }
+
+    /// Has a segment placed; returns once its primary is active.
+    pub(crate) async fn place(self: &Rc<Self>, segment: u32) -> Event {
+        let (sender, receiver) = oneshot::channel();
+        let first = {
+            let mut placing = self.placing.borrow_mut();
+            let waiters = placing.entry(segment).or_default();
+            waiters.push(sender);
+            waiters.len() == 1
+        };
+        if first {
+            let map = Rc::clone(self);
+            spawn_local(async move {
+                let event = map.ensure(segment).await;
+                let waiters = map.placing.borrow_mut().remove(&segment).unwrap_or_default();
+                answer(waiters, &event);
+            });
+        }
+        receiver.await.unwrap_or(Event::MapUnavailable)
+    }
+
+    async fn ensure(&self, segment: u32) -> Event {
+        let request = rpc::SegmentRequest { volume: self.volume.0, index: segment };
+        let reply = self
+            .meta
+            .call(PLACE, |mut meta| async move { meta.ensure_segment(request).await })
+            .await;
+        let placed = match reply {
+            Ok(placed) => placed,
+            Err(error) => return map_failure(&error),
+        };
+        let unknown: BTreeSet<u64> = placed
+            .members
+            .iter()
+            .map(|m| m.server)
+            .filter(|&s| !self.servers.borrow().contains_key(&ServerId(s)))
+            .collect();
+        self.take(std::slice::from_ref(&placed), &[]);
+        if !unknown.is_empty() {
+            return self.look_up(segment, false).await;
+        }
+        self.found(&[placed], segment)
+    }
+}
+
+fn answer(waiters: Vec<oneshot::Sender<Event>>, event: &Event) {
+    for waiter in waiters {
+        if waiter.send(event.clone()).is_err() {
+            tracing::trace!("who asked for a segment has gone");
+        }
+    }
+}
+
+fn map_failure(error: &MetaError) -> Event {
+    match error.code {
+        MetaCode::NotFound => Event::NoVolume,
+        MetaCode::NoRoom => Event::Unplaceable,
+        MetaCode::Exists
+        | MetaCode::Conflict
+        | MetaCode::Invalid
+        | MetaCode::Unreachable
+        | MetaCode::Unsupported
+        | MetaCode::Internal => Event::MapUnavailable,
+    }
+}

@@ -1,0 +1,311 @@
+//! A volume over a cluster that misbehaves on purpose.
+#![allow(clippy::disallowed_methods)] // An edge.
+
+mod fake;
+mod raw;
+
+use std::{future::Future, time::Duration};
+
+use fake::{A, B, Fake, Mischief, SIZE};
+use raw::Client;
+use tidewater_client::{
+    BlockDevice as _, BlockDeviceExt as _, Cluster, Io, Kind, Open, Outcome,
+    device::contract,
+    gateway::{ExportConfig, Gateway, GatewayConfig, GatewayError, Listeners},
+};
+use tidewater_proto::{ids::Token, rpc};
+use tokio::{
+    sync::oneshot,
+    task::LocalSet,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(15);
+
+async fn with_fake<F: Future<Output = ()>>(test: impl FnOnce(Fake) -> F) {
+    LocalSet::new()
+        .run_until(async {
+            let test = test(Fake::start().await);
+            timeout(DEADLINE, test).await.expect("the test ends in time");
+        })
+        .await;
+}
+
+fn open() -> Open {
+    Open::exclusive().program("db", "1")
+}
+
+#[tokio::test]
+async fn volume_keeps_the_contract() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        contract::check(&volume).await.expect("no errors");
+        volume.close().await.expect("flushed and detached");
+        assert!(!fake.world().attached);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_whose_reply_is_lost_is_applied_once() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        fake.world().mischief = vec![Mischief::LoseReply];
+        volume.write_at(0, vec![7; 4096]).await.expect("retried");
+        let world = fake.world();
+        assert_eq!(world.arrived.len(), 2, "sent twice");
+        assert_eq!(world.arrived[0], world.arrived[1], "under one number");
+        assert_eq!(world.segments[&0].sequence, 1, "applied once");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_segment_that_was_never_written_reads_as_zeroes_and_is_not_placed() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        assert_eq!(volume.read_at(SIZE - 4096, 4096).await.expect("reads"), vec![0; 4096]);
+        volume.discard(0..SIZE).await.expect("nothing to do");
+        let runs = volume.extents(0..SIZE).await.expect("known");
+        assert_eq!((runs.len(), runs[0].data), (1, false));
+        assert!(fake.world().segments.is_empty());
+        // What another client places and writes is seen by the next read.
+        fake.world().place(3);
+        fake.world().segments.get_mut(&3).expect("placed").data.fill(9);
+        assert_eq!(volume.read_at(SIZE - 4096, 4096).await.expect("reads"), vec![9; 4096]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_moved_primary_is_followed_without_asking_meta() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        volume.write_at(0, vec![1; 512]).await.expect("placed");
+        let calls = {
+            let mut world = fake.world();
+            world.move_primaries(B);
+            world.meta_down = true;
+            world.meta_calls
+        };
+        volume.write_at(0, vec![2; 512]).await.expect("follows");
+        assert_eq!(volume.read_at(0, 512).await.expect("reads"), vec![2; 512]);
+        assert_eq!(fake.world().meta_calls, calls);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_meta_down_placed_segments_go_on_even_when_their_server_dies() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        volume.write_at(0, vec![1; 512]).await.expect("placed");
+        fake.world().move_primaries(B);
+        fake.world().meta_down = true;
+        fake.kill(A);
+        let started = Instant::now();
+        volume.write_at(0, vec![2; 512]).await.expect("the other server knows the epoch");
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        assert_eq!(fake.world().segments[&0].data[..512], [2; 512]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_server_costs_milliseconds_once_meta_knows_the_new_primary() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        volume.write_at(0, vec![1; 512]).await.expect("placed");
+        fake.kill(A);
+        fake.world().move_primaries(B);
+        let started = Instant::now();
+        volume.write_at(0, vec![2; 512]).await.expect("fails over");
+        assert!(started.elapsed() < Duration::from_millis(450), "{:?}", started.elapsed());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_busy_server_is_asked_again() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        fake.world().mischief = vec![Mischief::Busy; 3];
+        volume.write_at(0, vec![1; 512]).await.expect("at last");
+        assert_eq!(volume.stats().retries(), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn damaged_bytes_are_never_handed_out() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        volume.write_at(0, vec![1; 8192]).await.expect("placed");
+        fake.world().mischief = vec![Mischief::Damage];
+        assert_eq!(volume.read_at(0, 8192).await.expect("read again"), vec![1; 8192]);
+        fake.world().mischief = vec![Mischief::Damage; 10];
+        let error = volume.read_at(0, 8192).await.expect_err("given up");
+        assert_eq!(error.kind, Kind::Corrupt);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_fenced_handle_fails_and_stays_failed() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        volume.write_at(0, vec![1; 512]).await.expect("placed");
+        {
+            let mut world = fake.world();
+            world.token = Token(6);
+            world.attached = false;
+        }
+        let error = volume.write_at(0, vec![2; 512]).await.expect_err("fenced");
+        assert_eq!((error.kind, error.outcome), (Kind::Fenced, Outcome::NotApplied));
+        let calls = fake.world().meta_calls;
+        let error = volume.read_at(0, 512).await.expect_err("fails fast");
+        assert_eq!((error.kind, fake.world().meta_calls), (Kind::Fenced, calls));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_handle_that_stays_attached_takes_the_raised_token() {
+    with_fake(|fake| async move {
+        let volume = fake.open(Open::shared()).await;
+        volume.write_at(0, vec![1; 512]).await.expect("placed");
+        fake.world().token = Token(6);
+        volume.write_at(0, vec![2; 512]).await.expect("goes on");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn time_over_is_an_error_with_an_open_outcome() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open().io_timeout(Duration::from_millis(700))).await;
+        fake.world().mischief = vec![Mischief::Ignore; 100];
+        let error = volume.write_at(0, vec![1; 512]).await.expect_err("never answered");
+        assert_eq!((error.kind, error.outcome), (Kind::TimedOut, Outcome::Unknown));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_once_is_asked_again() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        fake.world().mischief = vec![Mischief::Ignore];
+        volume.write_at(0, vec![1; 512]).await.expect("asked again");
+        assert_eq!(fake.world().segments[&0].sequence, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dropped_write_runs_on() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open()).await;
+        volume.write_at(0, vec![1; 512]).await.expect("placed");
+        let data = vec![2; 3 << 20].into();
+        drop(volume.try_submit(Io::Write { offset: 0, data, fua: false }).expect("room"));
+        volume.close().await.expect("drained and detached");
+        let world = fake.world();
+        assert!(world.segments[&0].data[..3 << 20].iter().all(|&b| b == 2), "torn");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_full_queue_is_busy_for_try_submit_and_makes_submit_wait() {
+    with_fake(|fake| async move {
+        let volume = fake.open(open().queue_depth(1)).await;
+        volume.write_at(0, vec![1; 512]).await.expect("placed");
+        fake.world().mischief = vec![Mischief::Ignore];
+        let io = Io::Read { offset: 0, len: 512 };
+        let slow = volume.try_submit(io.clone()).expect("room");
+        let busy = volume.try_submit(io.clone()).err().expect("no room");
+        assert_eq!((busy.kind, busy.outcome), (Kind::Busy, Outcome::NotApplied));
+        let (slow, waited) = futures::join!(slow, volume.submit(io));
+        assert!(slow.is_ok() && waited.is_ok());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flush_tells_once_that_an_acknowledged_write_was_lost() {
+    with_fake(|fake| async move {
+        fake.world().durability = rpc::Durability::Flush;
+        let volume = fake.open(open()).await;
+        volume.write_at(0, vec![1; 512]).await.expect("acknowledged");
+        fake.world().mischief = vec![Mischief::LoseWrite];
+        let error = volume.flush().await.expect_err("lost");
+        assert_eq!(error.kind, Kind::Lost);
+        volume.flush().await.expect("nothing is left to flush");
+        fake.world().mischief = vec![];
+        volume.write_at_fua(0, vec![2; 512]).await.expect("durable");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_unreachable_cluster_is_an_error_in_time() {
+    let cluster = Cluster::builder()
+        .endpoints(["127.0.0.1:1"])
+        .timeout(Duration::from_millis(300))
+        .build()
+        .expect("has an endpoint");
+    let started = Instant::now();
+    assert!(cluster.status(rpc::StatusRequest {}).await.is_err());
+    assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_gateway_serves_a_volume_and_detaches_at_the_end() {
+    with_fake(|fake| async move {
+        let text = format!(
+            "endpoints = [{:?}]\nlisten = [\"127.0.0.1:0\"]\n[[exports]]\nname = \"disk\"\n\
+             volume = \"vol\"\nprogram = \"db\"\nmode = \"exclusive\"\n",
+            fake.meta
+        );
+        let gateway = Gateway::new(toml::from_str(&text).expect("valid")).expect("an export");
+        let metrics = gateway.metrics();
+        let (ready, is_ready) = oneshot::channel();
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let (done, ended) = oneshot::channel();
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runs");
+            let ready = |listeners: &Listeners| {
+                ready.send(listeners.addresses()[0]).expect("the test waits");
+            };
+            let running = gateway.run(ready, async move { stopping.cancelled().await });
+            done.send(runtime.block_on(running)).expect("the test waits");
+        });
+        let address = is_ready.await.expect("ready");
+        let mut client = Client::connect(address).await;
+        let data: Vec<u8> = (0..3 << 20).map(|i: u32| (i / 512) as u8).collect();
+        client.write((4 << 20) - 512, &data).await;
+        client.write(5, b"unaligned").await;
+        assert!(client.read((4 << 20) - 512, 3 << 20).await == data);
+        assert_eq!(client.read(4, 11).await[..], *b"\0unaligned\0");
+        let counted = "tidewater_volume_ops_total{volume=\"vol\",program=\"db\",op=\"write\"} 2";
+        let text = metrics.prometheus_text();
+        assert!(text.contains(counted), "{text}");
+        stop.cancel();
+        ended.await.expect("no panic").expect("flushed and detached");
+        assert!(!fake.world().attached);
+    })
+    .await;
+}
+
+#[test]
+fn a_gateway_refuses_unknown_keys_and_two_exports_of_one_name() {
+    let text = "endpoints = [\"a:1\"]\nexports = []\nverbose = true\n";
+    assert!(toml::from_str::<GatewayConfig>(text).is_err());
+    let exports = vec![ExportConfig::new("vol"), ExportConfig::new("vol")];
+    let config = GatewayConfig { exports, ..GatewayConfig::default() };
+    assert!(matches!(Gateway::new(config), Err(GatewayError::SameName { .. })));
+}
