@@ -1,0 +1,155 @@
+//! A chunkserver and its metrics.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, OnceLock, atomic::Ordering},
+};
+
+use tidewater_chunkserver::{
+    ChunkserverConfig, ServerMetrics,
+    config::REBUILD_BYTES_PER_SECOND,
+    replica::Timing,
+    store::{DeviceConfig, LimitsConfig, StoreConfig, device::Tier},
+};
+use tidewater_proto::rpc;
+
+use super::{ChunkserverVerb, file_or_default, log, stop_signal};
+use crate::{
+    config::{ChunkserverFile, DeviceFile, TierName, required},
+    failure::{Code, Failure},
+    metrics::{self, Exposition, Kind},
+};
+
+/// Default control port, and the first of the shards'.
+const DEFAULT_LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 7410);
+const DEFAULT_SHARD: ([u8; 4], u16) = ([127, 0, 0, 1], 7411);
+/// Where the cluster is if not told.
+const DEFAULT_META: &str = "127.0.0.1:7400";
+
+pub(crate) fn run(verb: ChunkserverVerb) -> Result<(), Failure> {
+    let ChunkserverVerb::Run { config, flags } = verb;
+    let file = file_or_default::<ChunkserverFile>(config.as_deref())?.overridden(flags);
+    let metrics_listen = file.metrics_listen;
+    let config = library_config(file)?;
+    log();
+    // Shards have threads of their own; this one talks to the metadata cluster.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(anyhow::Error::from)?.block_on(serve(config, metrics_listen))
+}
+
+async fn serve(
+    config: ChunkserverConfig,
+    metrics_listen: Option<SocketAddr>,
+) -> Result<(), Failure> {
+    let stop = stop_signal()?;
+    let figures: Arc<OnceLock<ServerMetrics>> = Arc::default();
+    let shown = Arc::clone(&figures);
+    let exported = metrics::serve_if(metrics_listen, move || text(shown.get()));
+    let ready = |metrics: ServerMetrics| {
+        tracing::info!("registered and serving");
+        figures.get_or_init(|| metrics);
+    };
+    tokio::select! {
+        ended = tidewater_chunkserver::run(config, ready, stop) => {
+            Ok(ended.map_err(anyhow::Error::from)?)
+        }
+        error = exported => Err(error),
+    }
+}
+
+fn library_config(file: ChunkserverFile) -> Result<ChunkserverConfig, Failure> {
+    let folder = required(file.data_dir, "data-dir")?;
+    std::fs::create_dir_all(&folder)
+        .map_err(|e| Failure::new(Code::Usage, format!("data-dir {}: {e}", folder.display())))?;
+    let shards =
+        if file.shard_listen.is_empty() { vec![DEFAULT_SHARD.into()] } else { file.shard_listen };
+    let mut store = StoreConfig::new(&folder, shards.len());
+    if let Some(size) = file.journal.size {
+        store.journal_bytes = size.0;
+    }
+    let devices = if file.device.is_empty() { vec![DeviceFile::default()] } else { file.device };
+    for (i, device) in devices.into_iter().enumerate() {
+        store.devices.push(library_device(device, i, &folder)?);
+    }
+    let topology = file.topology;
+    Ok(ChunkserverConfig {
+        meta: if file.meta.is_empty() { vec![DEFAULT_META.to_owned()] } else { file.meta },
+        listen: file.listen.unwrap_or_else(|| DEFAULT_LISTEN.into()),
+        shard_listen: shards,
+        topology: rpc::Topology {
+            region: topology.region,
+            zone: topology.zone,
+            rack: topology.rack,
+            host: topology.host,
+        },
+        store,
+        timing: Timing::default(),
+        rebuild_bytes_per_second: file
+            .rebuild_bytes_per_second
+            .map_or(REBUILD_BYTES_PER_SECOND, |rate| rate.0),
+    })
+}
+
+fn library_device(
+    file: DeviceFile,
+    position: usize,
+    folder: &Path,
+) -> Result<DeviceConfig, Failure> {
+    let name = file.name.unwrap_or_else(|| format!("d{position}"));
+    let path = if file.path.as_os_str().is_empty() { name.clone().into() } else { file.path };
+    let path = folder.join(path);
+    let capacity_bytes = match file.capacity {
+        Some(capacity) => capacity.0,
+        None => free_bytes(folder)?,
+    };
+    Ok(DeviceConfig {
+        name,
+        path,
+        tier: match file.tier {
+            TierName::Nvme => Tier::Nvme,
+            TierName::Ssd => Tier::Ssd,
+            TierName::Hdd => Tier::Hdd,
+        },
+        capacity_bytes,
+        limits: LimitsConfig {
+            iops: file.limits.iops.map(u64::from),
+            bytes_per_second: file.limits.bytes_per_second.map(|rate| rate.0),
+            latency_us: file.limits.added_latency.map_or(0, |span| span.0.as_micros() as u64),
+        },
+    })
+}
+
+/// What is free where the data folder is: a device without a capacity may take it all.
+fn free_bytes(folder: &Path) -> Result<u64, Failure> {
+    let found = rustix::fs::statvfs(folder).map_err(std::io::Error::from);
+    let found = found.map_err(anyhow::Error::from)?;
+    Ok(found.f_bavail * found.f_frsize)
+}
+
+fn text(metrics: Option<&ServerMetrics>) -> String {
+    let mut out = Exposition::default();
+    metrics::build_info(&mut out, "chunkserver");
+    let Some(metrics) = metrics else { return out.finish() };
+    let sum = |value: fn(&Counters) -> u64| -> f64 {
+        metrics.shards.iter().map(|shard| value(shard)).sum::<u64>() as f64
+    };
+    let mut ops =
+        out.family("tidewater_shard_ops_total", Kind::Counter, "Requests of clients answered.");
+    ops.sample(&[("op", "read")], sum(|s| s.reads.load(Ordering::Relaxed)));
+    ops.sample(&[("op", "write")], sum(|s| s.writes.load(Ordering::Relaxed)));
+    ops.sample(&[("op", "refused")], sum(|s| s.refused.load(Ordering::Relaxed)));
+    let mut replicas = out.family("tidewater_replicas", Kind::Gauge, "Copies held, by role.");
+    let (held, led) =
+        (sum(|s| s.replicas.load(Ordering::Relaxed)), sum(|s| s.primaries.load(Ordering::Relaxed)));
+    replicas.sample(&[("role", "primary")], led).sample(&[("role", "secondary")], held - led);
+    out.single(
+        "tidewater_rebuild_bytes_total",
+        Kind::Counter,
+        "Chunk bytes sent to copies that catch up.",
+        sum(|s| s.copied_bytes.load(Ordering::Relaxed)),
+    );
+    out.finish()
+}
+
+type Counters = tidewater_chunkserver::shard::ShardCounters;

@@ -1,0 +1,106 @@
+//! `meta run`, `chunkserver run` and `gateway run`: a configuration becomes a running server that
+//! stops cleanly at SIGINT or SIGTERM.
+
+mod chunkserver;
+mod gateway;
+mod meta;
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    cluster::DEFAULT_LOG_FILTER,
+    config::{self, ChunkserverFile, GatewayFile, MetaFile, ModeName},
+    failure::Failure,
+};
+
+pub(crate) use chunkserver::run as run_chunkserver;
+pub(crate) use gateway::run as run_gateway;
+pub(crate) use meta::run as run_meta;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MetaVerb {
+    /// Run a meta node
+    Run {
+        /// TOML file; flags override its keys
+        #[arg(short, long)]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: MetaFile,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ChunkserverVerb {
+    /// Run a chunkserver
+    Run {
+        /// TOML file; flags override its keys
+        #[arg(short, long)]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: ChunkserverFile,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GatewayVerb {
+    /// Export volumes over NBD
+    Run {
+        /// TOML file; flags override its keys
+        #[arg(short, long)]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: GatewayFile,
+        /// Volume to export; once for each
+        #[arg(long = "export")]
+        exports: Vec<String>,
+        /// Program that --export is opened for
+        #[arg(long, default_value = "nbd")]
+        program: String,
+        /// Instance of the program
+        #[arg(long, default_value = "1")]
+        instance: String,
+        /// How --export is opened
+        #[arg(long, value_enum, default_value_t)]
+        mode: ModeName,
+        /// Fence whoever has --export open exclusively
+        #[arg(long)]
+        take_over: bool,
+    },
+}
+
+fn file_or_default<T: serde::de::DeserializeOwned + Default>(
+    path: Option<&Path>,
+) -> Result<T, Failure> {
+    path.map_or_else(|| Ok(T::default()), config::read)
+}
+
+/// Logs to standard error; what and how much is up to `RUST_LOG`.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(DEFAULT_LOG_FILTER));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+/// Resolves at SIGINT or SIGTERM.
+///
+/// # Errors
+///
+/// Where the signals cannot be caught.
+pub(crate) fn stop_signal() -> Result<impl Future<Output = ()> + Send, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,138 @@
+//! With a cluster of one meta node and no chunkservers: what can be done without placing anything.
+
+use serde_json::Value;
+use tidewater_cli::cluster::{Cluster, ClusterSpec};
+
+use crate::run::{Ran, tidewater};
+
+struct Admin {
+    cluster: Cluster,
+}
+
+impl Admin {
+    fn start() -> Self {
+        let spec = ClusterSpec { metas: 1, chunkservers: 0, ..ClusterSpec::default() };
+        Self { cluster: Cluster::start(spec).expect("one meta node starts") }
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        let endpoint = self.cluster.endpoints().join(",");
+        tidewater(&[args, &["--endpoint", &endpoint]].concat())
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        self.run(&[args, &["-o", "json"]].concat()).expect_code(0).json()
+    }
+}
+
+#[test]
+fn cluster_volumes_live_in_json_as_the_contract_says() {
+    let admin = Admin::start();
+    let made = admin.json(&["volume", "create", "prod/db-01", "--size", "64TiB"]);
+    assert_eq!(made["apiVersion"], "tidewater/v1");
+    assert_eq!(made["kind"], "Volume");
+    assert_eq!(made["sizeBytes"], 64_u64 << 40);
+    assert_eq!(made["replicas"], 3);
+    assert_eq!(made["durability"], "sync");
+    let created = made["created"].as_str().expect("a time");
+    assert!(created.parse::<jiff::Timestamp>().is_ok(), "{created} is RFC 3339");
+
+    let list = admin.json(&["volume", "list"]);
+    assert_eq!(list["kind"], "VolumeList");
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(1));
+    assert_eq!(list["items"][0]["name"], "prod/db-01");
+    assert_eq!(admin.run(&["volume", "list", "-o", "name"]).stdout, "prod/db-01\n");
+
+    let table = admin.run(&["volume", "list"]).expect_code(0).stdout;
+    assert!(table.starts_with("NAME"), "{table}");
+    assert!(table.contains("64TiB"), "{table}");
+    let exact = admin.run(&["volume", "list", "--bytes", "--no-headers"]).stdout;
+    assert!(exact.contains("70368744177664") && !exact.contains("NAME"), "{exact}");
+}
+
+#[test]
+fn cluster_volume_verbs_end_with_typed_codes() {
+    let admin = Admin::start();
+    admin.run(&["volume", "create", "v", "--size", "1GiB"]).expect_code(0);
+    admin.run(&["volume", "create", "v", "--size", "1GiB"]).expect_code(4);
+    admin.run(&["volume", "show", "w"]).expect_code(3);
+    let error = admin.run(&["volume", "show", "w", "-o", "json"]).expect_code(3).error();
+    assert_eq!(error["code"], "NotFound");
+    admin.run(&["volume", "resize", "v", "2GiB"]).expect_code(0);
+    assert_eq!(admin.json(&["volume", "show", "v"])["sizeBytes"], 2_u64 << 30);
+    let shrunk = admin.run(&["volume", "resize", "v", "1GiB"]);
+    assert!([2, 4].contains(&shrunk.code), "a volume never shrinks: {}", shrunk.stderr);
+    admin.run(&["volume", "rename", "v", "w"]).expect_code(0);
+    admin.run(&["volume", "show", "v"]).expect_code(3);
+    admin.run(&["node", "show", "s9"]).expect_code(3);
+    admin.run(&["program", "show", "nobody"]).expect_code(3);
+}
+
+#[test]
+fn cluster_deleting_needs_a_yes_and_can_be_undone_until_purged() {
+    let admin = Admin::start();
+    admin.run(&["volume", "create", "v", "--size", "1GiB"]).expect_code(0);
+    let refused = admin.run(&["volume", "delete", "v"]).expect_code(1);
+    assert!(refused.stderr.contains("--yes"), "{}", refused.stderr);
+    admin.run(&["volume", "show", "v"]).expect_code(0);
+
+    admin.run(&["volume", "delete", "v", "--yes"]).expect_code(0);
+    admin.run(&["volume", "show", "v"]).expect_code(3);
+    let trash = admin.json(&["volume", "trash", "list"]);
+    let item = &trash["items"][0];
+    assert_eq!(item["name"], "v");
+    assert!(item["deleted"].is_string() && item["purge"].is_string(), "{item}");
+    let id = item["id"].to_string();
+    admin.run(&["volume", "trash", "restore", &id]).expect_code(0);
+    admin.run(&["volume", "show", "v"]).expect_code(0);
+
+    admin.run(&["volume", "delete", "v", "--yes"]).expect_code(0);
+    admin.run(&["volume", "trash", "purge", &id]).expect_code(1);
+    admin.run(&["volume", "trash", "purge", &id, "--yes"]).expect_code(0);
+    admin.run(&["volume", "trash", "restore", &id]).expect_code(3);
+}
+
+#[test]
+fn cluster_programs_and_events_are_listed() {
+    let admin = Admin::start();
+    let args = ["program", "register", "db", "--instance", "1", "--host", "h1", "--rack", "r1"];
+    admin.run(&args).expect_code(0);
+    let shown = admin.json(&["program", "show", "db"]);
+    assert_eq!(shown["instances"][0]["host"], "h1");
+    assert_eq!(shown["instances"][0]["topology"]["rack"], "r1");
+    admin.run(&["program", "remove", "db", "--yes"]).expect_code(0);
+    admin.run(&["program", "show", "db"]).expect_code(3);
+
+    admin.run(&["volume", "create", "v", "--size", "1GiB"]).expect_code(0);
+    let events = admin.json(&["event", "list"]);
+    assert_eq!(events["kind"], "EventList");
+    let events = events["items"].as_array().expect("a list");
+    assert!(!events.is_empty());
+    let last = events.last().expect("not empty")["revision"].to_string();
+    let none = admin.json(&["event", "list", "--after", &last]);
+    assert_eq!(none["items"].as_array().map(Vec::len), Some(0), "nothing after the last");
+}
+
+#[test]
+fn cluster_info_members_and_health_describe_the_meta_node() {
+    let admin = Admin::start();
+    let info = admin.json(&["cluster", "info"]);
+    assert_eq!(info["leader"], 1);
+    assert_eq!(info["segmentBytes"], admin.cluster.spec().segment_bytes);
+    let members = admin.json(&["cluster", "members"]);
+    assert_eq!(members["items"][0]["leader"], true);
+    assert_eq!(admin.run(&["health"]).expect_code(0).stdout, "OK\n");
+    let again = ["cluster", "init", "--node", "1=127.0.0.1:7400"];
+    assert_ne!(admin.run(&again).code, 0, "a cluster is made once");
+}
+
+#[test]
+fn cluster_commands_go_on_after_the_meta_node_was_killed_and_restarted() {
+    let mut admin = Admin::start();
+    admin.run(&["volume", "create", "kept", "--size", "1GiB"]).expect_code(0);
+    let meta = tidewater_cli::cluster::Seat::Meta(0);
+    admin.cluster.kill(meta).expect("killed");
+    admin.run(&["volume", "list", "--timeout", "500ms"]).expect_code(5);
+    admin.cluster.restart(meta).expect("restarted");
+    assert_eq!(admin.json(&["volume", "show", "kept"])["sizeBytes"], 1_u64 << 30);
+}

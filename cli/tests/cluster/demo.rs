@@ -1,0 +1,114 @@
+//! The demo, as the README tells people to run it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tidewater_cli::{cluster::wait_until, nbd_client::NbdClient};
+
+use crate::tool::finish;
+
+const START_LIMIT: Duration = Duration::from_mins(1);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// What the issue promises.
+const DEMO_LIMIT: Duration = Duration::from_mins(2);
+
+struct Served {
+    child: Child,
+    uri: String,
+    folder: tempfile::TempDir,
+}
+
+fn serve(size: &str) -> Served {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tidewater"))
+        .args(["demo", "--serve", "--size", size, "--dir"])
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut uri = String::new();
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    out.read_line(&mut uri).expect("a line");
+    Served { child, uri: uri.trim_end().to_owned(), folder }
+}
+
+fn client(uri: &str) -> NbdClient {
+    let rest = uri.strip_prefix("nbd://").expect("an NBD URI");
+    let (address, export) = rest.split_once('/').expect("with an export");
+    NbdClient::connect(address.parse().expect("an address"), export, START_LIMIT).expect("accepts")
+}
+
+/// Processes whose command line names a path below `folder`.
+fn processes_of(folder: &Path) -> Vec<String> {
+    let folder = folder.to_string_lossy().into_owned();
+    let entries = fs::read_dir("/proc").expect("procfs").flatten();
+    let lines = entries.filter_map(|e| fs::read(e.path().join("cmdline")).ok());
+    let lines = lines.map(|l| String::from_utf8_lossy(&l).replace('\0', " "));
+    lines.filter(|l| l.contains(&folder) && l.contains(" run ")).collect()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).expect("it runs");
+}
+
+#[test]
+fn serve_prints_a_uri_that_accepts_io_and_a_signal_removes_everything() {
+    for stop in [Signal::TERM, Signal::INT] {
+        let mut served = serve("8GiB");
+        let mut nbd = client(&served.uri);
+        assert_eq!(nbd.size_bytes(), 8 << 30);
+        let mut back = [0; 4096];
+        nbd.write(1 << 30, &[7; 4096], true).expect("written");
+        nbd.read(1 << 30, &mut back).expect("read");
+        assert_eq!(back, [7; 4096]);
+        nbd.disconnect().expect("said goodbye");
+
+        signal(&served.child, stop);
+        let status = finish(&mut served.child, "the demo to stop", STOP_LIMIT);
+        assert!(status.success(), "{stop:?}: {status}");
+        let left = fs::read_dir(served.folder.path()).expect("readable").count();
+        assert_eq!(left, 0, "its folder is gone");
+        assert_eq!(processes_of(served.folder.path()), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_killed_harness_leaves_no_process_behind() {
+    let mut served = serve("1GiB");
+    assert!(!processes_of(served.folder.path()).is_empty(), "the cluster's processes are seen");
+    served.child.kill().expect("killed");
+    served.child.wait().expect("gone");
+    wait_until("its children to be gone", STOP_LIMIT, || {
+        let left = processes_of(served.folder.path());
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .expect("the kernel ends them");
+}
+
+#[test]
+fn the_demo_passes_its_checks_within_two_minutes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let begun = Instant::now();
+    let output = Command::new(env!("CARGO_BIN_EXE_tidewater"))
+        .args(["demo", "--seconds", "10s", "--dir"])
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{text}{errors}", output.status);
+    assert!(begun.elapsed() < DEMO_LIMIT, "took {:?}\n{text}", begun.elapsed());
+    for part in
+        ["kill -9    chunkserver", "kill -9    meta", "data check PASS", "I/O resumed after"]
+    {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+}

@@ -1,0 +1,107 @@
+//! A volume as a file system: nbdfuse makes it a file, a loop device mounts it. Needs root.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use tidewater_cli::cluster::{Cluster, ClusterSpec, ExportSpec, Seat, wait_until};
+use tidewater_proto::rpc;
+
+use crate::tool::{command, file, finish, have, run, small_source_tree};
+
+const VOLUME_BYTES: u64 = 512 << 20;
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// A mounted file system on a loop device on a file that nbdfuse serves; undone in order.
+struct Mounted {
+    fuse: Child,
+    exposed: PathBuf,
+    point: PathBuf,
+    is_in_use: bool,
+}
+
+impl Mounted {
+    fn expose(folder: &Path, uri: &str) -> Self {
+        let exposed = folder.join("nbd");
+        let point = folder.join("mnt");
+        fs::write(&exposed, "").expect("writable");
+        fs::create_dir_all(&point).expect("writable");
+        let fuse = command("nbdfuse", &[exposed.to_str().expect("UTF-8"), uri]);
+        let mut fuse = { fuse }.stdout(Stdio::null()).spawn().expect("nbdfuse starts");
+        wait_until("nbdfuse to serve", LIMIT, || match fs::metadata(&exposed) {
+            Ok(data) if data.len() == VOLUME_BYTES => Ok(()),
+            other => match fuse.try_wait() {
+                Ok(None) => Err(format!("{:?}", other.map(|d| d.len()))),
+                ended => panic!("nbdfuse ended: {ended:?}"),
+            },
+        })
+        .expect("the file has the volume's size");
+        Self { fuse, exposed, point, is_in_use: false }
+    }
+
+    fn mount(&mut self) {
+        let (file, point) = (self.exposed.to_string_lossy(), self.point.to_string_lossy());
+        run("mount", &["-o", "loop,discard", &file, &point]);
+        self.is_in_use = true;
+    }
+
+    fn unmount(&mut self) {
+        run("umount", &[&self.point.to_string_lossy()]);
+        self.is_in_use = false;
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.is_in_use {
+            let undone = command("umount", &["-l", &self.point.to_string_lossy()]).status();
+            eprintln!("unmounted: {undone:?}");
+        }
+        let undone = command("umount", &["-l", &self.exposed.to_string_lossy()]).status();
+        if !undone.is_ok_and(|status| status.success()) {
+            eprintln!("nbdfuse's file could not be unmounted");
+        }
+        finish(&mut self.fuse, "nbdfuse to end", LIMIT);
+    }
+}
+
+#[test]
+fn a_mounted_ext4_keeps_a_tree_through_delete_trim_remount_and_a_kill() {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: mounting needs root");
+        return;
+    }
+    if !have(&["nbdfuse", "mkfs.ext4", "mount", "umount", "fstrim", "diff", "cp", "e2fsck"]) {
+        return;
+    }
+    let spec = ClusterSpec { segment_bytes: 64 << 20, ..ClusterSpec::default() };
+    let mut cluster = Cluster::start(spec).expect("the cluster starts");
+    cluster.create_volume("fs", VOLUME_BYTES, 3, rpc::Durability::Sync).expect("made");
+    let gateway = cluster.add_gateway(&[ExportSpec::exclusive("fs")]).expect("a gateway");
+    let uri = cluster.nbd_uri(gateway, "fs");
+    let mut mounted = Mounted::expose(cluster.folder(), &uri);
+    run("mkfs.ext4", &["-q", "-F", &file(cluster.folder(), "nbd")]);
+
+    mounted.mount();
+    let point = mounted.point.clone();
+    let tree = small_source_tree();
+    let tree = tree.to_str().expect("UTF-8");
+    let (kept, gone) = (file(&point, "kept"), file(&point, "gone"));
+    run("cp", &["-r", tree, &kept]);
+    run("cp", &["-r", tree, &gone]);
+    cluster.kill(Seat::Chunkserver(0)).expect("killed");
+    run("rm", &["-r", &gone]);
+    run("fstrim", &[point.to_str().expect("UTF-8")]);
+    cluster.restart(Seat::Chunkserver(0)).expect("restarted");
+    mounted.unmount();
+
+    run("e2fsck", &["-fn", &file(cluster.folder(), "nbd")]);
+    mounted.mount();
+    run("diff", &["-r", tree, &kept]);
+    mounted.unmount();
+    drop(mounted);
+}

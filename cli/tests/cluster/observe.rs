@@ -1,0 +1,73 @@
+//! What an operator sees of a working cluster: metrics of every process, and a hand-over under I/O.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use tidewater_cli::{
+    cluster::{Cluster, ClusterSpec, ExportSpec, Seat},
+    nbd_client::NbdClient,
+};
+use tidewater_proto::rpc;
+
+const IO_LIMIT: Duration = Duration::from_secs(30);
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(IO_LIMIT)).expect("settable");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer to its end");
+    text
+}
+
+fn start() -> (Cluster, u64, Seat) {
+    let mut cluster = Cluster::start(ClusterSpec::default()).expect("the cluster starts");
+    let volume = cluster.create_volume("v", 64 << 20, 3, rpc::Durability::Sync).expect("made").id;
+    let gateway = cluster.add_gateway(&[ExportSpec::exclusive("v")]).expect("a gateway");
+    (cluster, volume, gateway)
+}
+
+#[test]
+fn every_process_serves_its_metrics() {
+    let (cluster, _, gateway) = start();
+    let mut nbd = NbdClient::connect(cluster.address(gateway), "v", IO_LIMIT).expect("accepts");
+    nbd.write(0, &[1; 4096], false).expect("written");
+    for seat in cluster.seats() {
+        let text = get(cluster.metrics_address(seat), "/metrics");
+        assert!(text.starts_with("HTTP/1.1 200 "), "{seat}: {text}");
+        let named = match seat {
+            Seat::Meta(_) => "tidewater_segments{state=\"placed\"} 1",
+            Seat::Chunkserver(_) => "tidewater_shard_ops_total{op=\"write\"}",
+            Seat::Gateway(_) => {
+                "tidewater_volume_ops_total{volume=\"v\",program=\"nbd\",op=\"write\"} 1"
+            }
+        };
+        assert!(text.contains(named), "{seat}: {named} is not in\n{text}");
+    }
+    assert!(get(cluster.metrics_address(gateway), "/").starts_with("HTTP/1.1 404 "));
+}
+
+#[test]
+fn a_primary_moves_where_it_is_told_and_io_goes_on() {
+    let (cluster, volume, gateway) = start();
+    let mut nbd = NbdClient::connect(cluster.address(gateway), "v", IO_LIMIT).expect("accepts");
+    nbd.write(0, &[1; 4096], false).expect("written");
+    let before = cluster.segments(volume).expect("listed").remove(0);
+    let to = before.members.iter().find(|m| m.replica != before.primary).expect("a secondary");
+    let request = rpc::MovePrimaryRequest {
+        volume,
+        index: 0,
+        to_server: to.server,
+        actor: "test".to_owned(),
+    };
+    let moved = cluster.block_on(cluster.control().move_primary(request)).expect("moved");
+    assert_eq!(moved.primary, to.replica);
+    assert!(moved.epoch > before.epoch);
+    let mut back = [0; 4096];
+    nbd.read(0, &mut back).expect("read");
+    assert_eq!(back, [1; 4096]);
+    nbd.write(4096, &[2; 4096], false).expect("written");
+}

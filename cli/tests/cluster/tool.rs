@@ -1,0 +1,86 @@
+//! Programs that tests drive. One that is missing skips its test, except where the environment says
+//! that all must be there.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tidewater_cli::cluster::wait_until;
+
+/// Whether all of `programs` are installed; a missing one is reported.
+pub(crate) fn have(programs: &[&str]) -> bool {
+    let missing: Vec<_> = programs.iter().filter(|p| find(p).is_none()).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let required = std::env::var_os("TIDEWATER_REQUIRE_TOOLS").is_some();
+    assert!(!required, "not installed: {missing:?}; `make test` installs them as root");
+    eprintln!("skipped: not installed: {missing:?}");
+    false
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// A command of an installed program.
+pub(crate) fn command(program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(find(program).expect("`have` was asked"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Runs a program to its end; panics with its output if it fails. Returns standard output.
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
+    let output = command(program, args).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {}\n{text}{errors}", output.status);
+    text
+}
+
+/// Waits for a child; kills it after `limit`.
+pub(crate) fn finish(child: &mut Child, what: &str, limit: Duration) -> ExitStatus {
+    let ended = wait_until(what, limit, || match child.try_wait() {
+        Ok(Some(status)) => Ok(status),
+        Ok(None) => Err("running".to_owned()),
+        Err(error) => Err(error.to_string()),
+    });
+    ended.unwrap_or_else(|error| {
+        child.kill().expect("it can be killed");
+        panic!("{error}");
+    })
+}
+
+/// A tree of real files: the sources of everything the build has fetched, some 170 MiB.
+pub(crate) fn source_tree() -> PathBuf {
+    let home = std::env::var_os("CARGO_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
+        PathBuf::from,
+    );
+    let tree = home.join("registry/src");
+    assert!(tree.is_dir(), "the build has fetched sources to {}", tree.display());
+    tree
+}
+
+/// A part of the above, some 40 MiB: RocksDB.
+pub(crate) fn small_source_tree() -> PathBuf {
+    let registries = fs::read_dir(source_tree()).expect("readable").flatten();
+    let crates = registries.filter_map(|r| fs::read_dir(r.path()).ok()).flatten().flatten();
+    let mut found: Vec<_> = crates
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().contains("/librocksdb-sys-"))
+        .collect();
+    found.sort();
+    found.pop().expect("the build has fetched RocksDB")
+}
+
+/// A file in `folder`, as text for a command line.
+pub(crate) fn file(folder: &Path, name: &str) -> String {
+    folder.join(name).to_str().expect("UTF-8").to_owned()
+}
