@@ -5,7 +5,6 @@
 //! | --- | --- |
 //! | [`scene`] | the cluster that is measured, and its volume, written in full |
 //! | [`library`] | a random mix through the client library |
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // An edge.
 
 pub mod library;
 pub mod scene;

@@ -1,6 +1,5 @@
 //! `make bench`: the disk's limits, fio's job list over NBD, the same mix through the client library,
 //! and the disk's limits again.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // An edge.
 
 use std::{
     path::{Path, PathBuf},

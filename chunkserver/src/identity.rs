@@ -66,14 +66,21 @@ pub(crate) struct Folder {
 
 impl Folder {
     /// Makes or opens the folder and locks it.
-    pub(crate) fn open(dir: &Path, new_store: impl FnOnce() -> String) -> Result<Self, IdentityError> {
+    pub(crate) fn open(
+        dir: &Path,
+        new_store: impl FnOnce() -> String,
+    ) -> Result<Self, IdentityError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| IdentityError::Io { path, source }
         };
         std::fs::create_dir_all(dir).map_err(at(dir))?;
         let lock_path = dir.join(LOCK);
-        let lock = OpenOptions::new().create(true).append(true).open(&lock_path).map_err(at(&lock_path))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&lock_path)
+            .map_err(at(&lock_path))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| IdentityError::InUse(dir.to_owned()))?;
         let path = dir.join(FILE);
@@ -120,7 +127,8 @@ mod tests {
     fn an_identity_outlives_the_process_and_admits_one_at_a_time() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut folder = Folder::open(dir.path(), || "one".into()).expect("new");
-        let member = Membership { cluster: "c".into(), server: ServerId(3), segment_bytes: 1 << 20 };
+        let member =
+            Membership { cluster: "c".into(), server: ServerId(3), segment_bytes: 1 << 20 };
         folder.join(member.clone()).expect("saved");
         let second = Folder::open(dir.path(), || "two".into());
         assert!(matches!(second, Err(IdentityError::InUse(_))));
@@ -132,7 +140,8 @@ mod tests {
     #[test]
     fn another_format_is_refused() {
         let dir = tempfile::tempdir().expect("a folder");
-        std::fs::write(dir.path().join(FILE), br#"{"format":9,"store":"x","member":null}"#).expect("written");
+        std::fs::write(dir.path().join(FILE), br#"{"format":9,"store":"x","member":null}"#)
+            .expect("written");
         let opened = Folder::open(dir.path(), || "one".into());
         assert!(matches!(opened, Err(IdentityError::Format(_))));
     }

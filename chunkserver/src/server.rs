@@ -373,14 +373,22 @@ impl Server {
             for report in batch.drain(..) {
                 match report {
                     ShardReport::Propose { segment, epoch, change, reason } => {
-                        proposals.extend(proposal(segment, epoch.0, self.id, change, reason.as_str()));
+                        proposals.extend(proposal(
+                            segment,
+                            epoch.0,
+                            self.id,
+                            change,
+                            reason.as_str(),
+                        ));
                     }
-                    ShardReport::Active { segment, epoch, token } => active.push(rpc::ActiveReport {
-                        volume: segment.volume.0,
-                        index: segment.index,
-                        epoch: epoch.0,
-                        token: token.0,
-                    }),
+                    ShardReport::Active { segment, epoch, token } => {
+                        active.push(rpc::ActiveReport {
+                            volume: segment.volume.0,
+                            index: segment.index,
+                            epoch: epoch.0,
+                            token: token.0,
+                        })
+                    }
                     ShardReport::Deleted { segment, replica } => deleted.push(rpc::DeletedReport {
                         volume: segment.volume.0,
                         index: segment.index,

@@ -21,7 +21,7 @@ const DEFAULT_ENDPOINT: &str = "127.0.0.1:7400";
 /// A distributed block store. `tidewater demo` shows it at work.
 #[derive(Debug, Parser)]
 #[command(name = "tidewater", version, disable_version_flag = true, max_term_width = 100)]
-struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]

@@ -1,7 +1,7 @@
 //! What a command ends with: an exit code, a message and what to do about it.
 
 use serde::Serialize;
-use tidewater_client::{MetaCode, MetaError};
+use tidewater_client::{MetaCode, MetaError, OpenError, gateway::GatewayError};
 
 use crate::cluster::ClusterError;
 
@@ -87,6 +87,7 @@ impl From<MetaError> for Failure {
             MetaCode::Exists | MetaCode::Conflict => Code::Conflict,
             MetaCode::Invalid => Code::Usage,
             MetaCode::Unreachable => Code::Unreachable,
+            MetaCode::Unknown => Code::TimedOut,
             MetaCode::NoRoom | MetaCode::Unsupported | MetaCode::Internal => Code::Other,
         };
         let failure = Self::new(code, error.to_string());
@@ -94,6 +95,9 @@ impl From<MetaError> for Failure {
             MetaCode::Unreachable => failure.hint(
                 "check --endpoint (or TIDEWATER_ENDPOINT) and that a majority of meta nodes runs",
             ),
+            MetaCode::Unknown => {
+                failure.hint("look at what is there before you try again, or use another name")
+            }
             MetaCode::NoRoom => failure.hint("`tidewater node list` shows which servers have room"),
             MetaCode::Unsupported => failure.hint("the meta nodes run an older version"),
             MetaCode::NotFound
@@ -101,6 +105,23 @@ impl From<MetaError> for Failure {
             | MetaCode::Conflict
             | MetaCode::Invalid
             | MetaCode::Internal => failure,
+        }
+    }
+}
+
+impl From<GatewayError> for Failure {
+    fn from(error: GatewayError) -> Self {
+        match error {
+            GatewayError::Open(OpenError::Meta { volume, source }) => {
+                let failure = Self::from(source);
+                Self { message: format!("attach volume {volume}: {failure}"), ..failure }
+            }
+            GatewayError::SameName { .. } | GatewayError::NoExports => {
+                Self::new(Code::Usage, error.to_string())
+            }
+            GatewayError::Open(OpenError::Malformed { .. } | OpenError::Thread)
+            | GatewayError::Listen(_)
+            | GatewayError::Close { .. } => anyhow::Error::from(error).into(),
         }
     }
 }

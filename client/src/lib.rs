@@ -27,7 +27,6 @@
 //! # Ok(())
 //! # }
 //! ```
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // An edge; pure files deny them.
 
 pub mod blocking;
 mod cluster;

@@ -1,5 +1,4 @@
 //! A volume over a cluster that misbehaves on purpose.
-#![allow(clippy::disallowed_methods)] // An edge.
 
 mod fake;
 mod raw;

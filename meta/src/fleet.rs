@@ -32,13 +32,14 @@ pub(crate) fn devices<'a>(row: &'a ServerRow, detector: &'a Detector) -> &'a [De
         .map_or(&row.devices, |b| &b.devices)
 }
 
-/// Servers that may take a new copy: alive, not cordoned, with a device that works.
+/// Servers that may take a new copy: not given up, not cordoned, with a device that works. One that is
+/// merely late is not left out: a busy moment is no reason to refuse a write for want of servers.
 pub(crate) fn candidates(state: &State, detector: &Detector, now: Millis) -> Vec<Candidate> {
     let fit = state
         .servers
         .iter()
         .map(|(_, row)| row)
-        .filter(|row| !row.cordoned && detector.judge(row.id, now) == Liveness::Alive);
+        .filter(|row| !row.cordoned && !detector.judge(row.id, now).is_dead());
     fit.map(|row| {
         let working = devices(row, detector).iter().filter(|device| !device.failed);
         let free = working.map(|d| d.capacity_bytes.saturating_sub(d.used_bytes));

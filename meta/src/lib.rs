@@ -15,9 +15,6 @@
 //! | `service` | the gRPC service | edge |
 //! | [`MetaNode`], [`run`] | one node | edge |
 
-// For the edges; a pure file denies them.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
-
 mod config;
 mod detector;
 mod driver;

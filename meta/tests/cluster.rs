@@ -1,5 +1,4 @@
 //! Meta nodes in one process, on loopback, with real folders.
-#![allow(clippy::disallowed_methods)] // polls and beats
 
 use std::{
     net::SocketAddr,

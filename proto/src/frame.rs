@@ -7,7 +7,9 @@ use crate::{
     entry::{Change, Entry, Payload},
     geometry::{CHUNK_BYTES, Extent, SEGMENT_BYTES},
     header::{HEADER_BYTES, Header},
-    ids::{Epoch, OpId, Position, ReplicaId, SegmentId, Sequence, ServerId, SessionId, Token, VolumeId},
+    ids::{
+        Epoch, OpId, Position, ReplicaId, SegmentId, Sequence, ServerId, SessionId, Token, VolumeId,
+    },
     peer::{Action, AppliedSession, PeerMessage, Refusal, Reply, Request, Wire},
     record::Route,
     rpc,
@@ -317,7 +319,9 @@ impl Encoder {
             PeerMessage::CopyAsk { have } => self.at(Position::default(), *have, kind::COPY_ASK),
             PeerMessage::CopyBegin { at, have, live } => {
                 let mut body = BytesMut::with_capacity(live.len() * 4);
-                live.iter().for_each(|chunk| body.put_u32_le(*chunk));
+                for chunk in live {
+                    body.put_u32_le(*chunk);
+                }
                 self.body = body.freeze();
                 self.at(*at, *have, kind::COPY_BEGIN)
             }
@@ -507,7 +511,10 @@ impl Decoder<'_> {
     fn compare(&self) -> Result<Action<Payload>, FrameError> {
         let extent = self.extent()?;
         let (bytes, sums) = (extent.len() as usize, extent.blocks().len() * 8);
-        if extent.blocks().len() != 1 || self.payload.len() != 2 * bytes || self.body.len() != 2 * sums {
+        if extent.blocks().len() != 1
+            || self.payload.len() != 2 * bytes
+            || self.body.len() != 2 * sums
+        {
             return Err(self.malformed());
         }
         let half = |first: bool| {
@@ -595,7 +602,9 @@ impl Decoder<'_> {
                 received: Sequence(self.header.position.get()),
                 durable: Sequence(self.header.previous.get()),
             },
-            kind::MISMATCH => PeerMessage::Mismatch { last: self.position(), commit: self.commit() },
+            kind::MISMATCH => {
+                PeerMessage::Mismatch { last: self.position(), commit: self.commit() }
+            }
             kind::COMMIT => PeerMessage::Commit { last: self.position(), commit: self.commit() },
             kind::QUERY => PeerMessage::Query,
             kind::ANSWER => PeerMessage::Answer { last: self.position(), commit: self.commit() },
@@ -609,7 +618,9 @@ impl Decoder<'_> {
             kind::COPY_ASK => PeerMessage::CopyAsk { have: self.commit() },
             kind::COPY_CHUNK => self.copy_chunk()?,
             kind::COPY_TAKEN => PeerMessage::CopyTaken { chunk: self.header.code.get() },
-            kind::COPY_END => PeerMessage::CopyEnd { at: self.position(), applied: self.applied()? },
+            kind::COPY_END => {
+                PeerMessage::CopyEnd { at: self.position(), applied: self.applied()? }
+            }
             kind::COPY_BEGIN => PeerMessage::CopyBegin {
                 at: self.position(),
                 have: self.commit(),

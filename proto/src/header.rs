@@ -21,7 +21,17 @@ pub const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 /// Header of one frame, little-endian, [`HEADER_BYTES`] long. Behind it: `body_len` bytes of body, then
 /// `payload_len` bytes of payload. Fields a kind does not use are zero; docs/format.md says which it uses.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct Header {

@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error as _,
     fmt,
     future::Future,
+    iter,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,11 +13,11 @@ use std::{
 use crate::rpc::meta_client::MetaClient as Grpc;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{
-    Code, Response, Status,
+    Code, ConnectError, Response, Status,
     transport::{Channel, Endpoint},
 };
 
-/// How a node that does not lead names the leader.
+/// How a node that does not lead names the leader; empty where it knows of none.
 const LEADER_KEY: &str = "tidewater-leader";
 /// Time for a TCP connection to a meta node.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -50,6 +52,9 @@ pub enum MetaCode {
     NoRoom,
     /// No meta node answered, or none of them leads. Whether the call took effect is open.
     Unreachable,
+    /// The name is taken, and a first try of the same call was not answered: either that try took it,
+    /// or somebody else did.
+    Unknown,
     /// The server does not know the call.
     Unsupported,
     /// The server failed.
@@ -67,6 +72,13 @@ impl fmt::Display for MetaError {
             | MetaCode::NoRoom
             | MetaCode::Unsupported
             | MetaCode::Internal => f.write_str(&self.message),
+            MetaCode::Unknown => {
+                write!(
+                    f,
+                    "{}, perhaps by this call, whose first try was not answered",
+                    self.message
+                )
+            }
         }
     }
 }
@@ -128,16 +140,15 @@ struct Nodes {
 impl Nodes {
     fn client(&mut self) -> Result<(usize, Grpc<Channel>), MetaError> {
         let address = self.addresses[self.current].clone();
-        let channel = match self.channels.get(&address) {
-            Some(channel) => channel.clone(),
-            None => {
-                let endpoint = Endpoint::from_shared(format!("http://{address}"))
-                    .map_err(|e| MetaError { code: MetaCode::Invalid, message: e.to_string() })?;
-                let channel =
-                    endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
-                self.channels.insert(address, channel.clone());
-                channel
-            }
+        let channel = if let Some(channel) = self.channels.get(&address) {
+            channel.clone()
+        } else {
+            let endpoint = Endpoint::from_shared(format!("http://{address}"))
+                .map_err(|e| MetaError { code: MetaCode::Invalid, message: e.to_string() })?;
+            let channel =
+                endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+            self.channels.insert(address, channel.clone());
+            channel
         };
         let client = Grpc::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         Ok((self.current, client))
@@ -190,16 +201,13 @@ impl MetaClient {
     /// # Errors
     ///
     /// [`MetaError`].
-    pub async fn call<R, F, Fut>(
-        &self,
-        patience: Patience,
-        mut call: F,
-    ) -> Result<R, MetaError>
+    pub async fn call<R, F, Fut>(&self, patience: Patience, mut call: F) -> Result<R, MetaError>
     where
         F: FnMut(Grpc<Channel>) -> Fut,
         Fut: Future<Output = Result<Response<R>, Status>>,
     {
         let deadline = Instant::now() + patience.total;
+        let mut unanswered = false;
         loop {
             let (node, client) = self.nodes().client()?;
             let left = deadline.saturating_duration_since(Instant::now());
@@ -208,10 +216,14 @@ impl MetaClient {
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded("no answer in time"),
             };
-            let error = MetaError::from(&status);
+            let mut error = MetaError::from(&status);
+            if unanswered && error.code == MetaCode::Exists {
+                error.code = MetaCode::Unknown;
+            }
             if error.code != MetaCode::Unreachable || Instant::now() >= deadline {
                 return Err(error);
             }
+            unanswered |= !is_untouched(&status);
             let leader = status.metadata().get(LEADER_KEY).and_then(|v| v.to_str().ok());
             let leader = leader.filter(|l| !l.is_empty());
             let round_over = self.nodes().move_on(node, leader);
@@ -220,6 +232,16 @@ impl MetaClient {
             }
         }
     }
+}
+
+/// Whether the call has certainly done nothing: it reached nobody, or a node that does not lead.
+fn is_untouched(status: &Status) -> bool {
+    if status.metadata().contains_key(LEADER_KEY) {
+        return true;
+    }
+    let first = status.source();
+    iter::successors(first, |&error| error.source())
+        .any(|error| error.downcast_ref::<ConnectError>().is_some())
 }
 
 /// A node that names itself the leader and yet refuses is about to change its mind.
@@ -243,6 +265,31 @@ mod tests {
         assert_eq!(nodes.current, 2);
         assert!(!nodes.move_on(2, Some("d:1")));
         assert_eq!(nodes.addresses[nodes.current], "d:1");
+    }
+
+    /// What a call ends with whose tries are answered so, one after the other.
+    async fn call_answered(answers: Vec<Status>) -> MetaCode {
+        let meta = MetaClient::new(&["a:1".to_owned(), "b:1".to_owned()]).expect("addresses");
+        let limit = Duration::from_secs(10);
+        let mut answers = answers.into_iter();
+        let error = meta.call(Patience { per_try: limit, total: limit }, |_| {
+            let answer = answers.next().expect("no more tries than answers");
+            async move { Err::<Response<()>, _>(answer) }
+        });
+        error.await.expect_err("refused").code
+    }
+
+    #[tokio::test]
+    async fn a_name_taken_after_an_unanswered_try_is_not_told_as_taken_by_others() {
+        let taken = || Status::already_exists("volume v exists");
+        let mut elsewhere = Status::unavailable("does not lead");
+        elsewhere.metadata_mut().insert(LEADER_KEY, "".parse().expect("ASCII"));
+        let lost = Status::unavailable("connection reset");
+        let nobody = Status::from_error(Box::new(ConnectError("refused".into())));
+        assert_eq!(call_answered(vec![taken()]).await, MetaCode::Exists);
+        assert_eq!(call_answered(vec![elsewhere, taken()]).await, MetaCode::Exists);
+        assert_eq!(call_answered(vec![nobody, taken()]).await, MetaCode::Exists);
+        assert_eq!(call_answered(vec![lost, taken()]).await, MetaCode::Unknown);
     }
 
     #[test]

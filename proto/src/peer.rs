@@ -142,8 +142,18 @@ pub enum PeerMessage<P> {
 }
 
 /// The applied operations of one session, as of some sequence.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct AppliedSession {
     /// Session.
     pub session: SessionId,

@@ -85,11 +85,7 @@ impl SegmentRecord {
 
     /// The copy on `server` that is not retired.
     pub fn copy_on(&self, server: ServerId) -> Option<&Member> {
-        self.members
-            .iter()
-            .chain(&self.learners)
-            .chain(&self.former)
-            .find(|m| m.server == server)
+        self.members.iter().chain(&self.learners).chain(&self.former).find(|m| m.server == server)
     }
 
     /// Whether the primary has reported the current epoch and token active.

@@ -117,8 +117,7 @@ impl<P: Clone> Replica<P> {
             return;
         }
         activation.proposed_at = Some(now);
-        let change =
-            if lost { SetChange::Lost { replica } } else { SetChange::Remove { replica } };
+        let change = if lost { SetChange::Lost { replica } } else { SetChange::Remove { replica } };
         out.push(Effect::Propose { epoch: activation.epoch, change, reason });
     }
 

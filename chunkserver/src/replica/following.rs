@@ -89,7 +89,9 @@ impl<P: Clone> Replica<P> {
         out: &mut Vec<Effect<P>>,
     ) {
         let at = entry.position;
-        if !self.takes_entries() || at.sequence != previous.sequence.next() || !self.log.agrees(previous)
+        if !self.takes_entries()
+            || at.sequence != previous.sequence.next()
+            || !self.log.agrees(previous)
         {
             self.refuse(out);
             return;

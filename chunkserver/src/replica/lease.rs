@@ -97,7 +97,6 @@ impl Granter {
 
     /// Whether nobody but `next` can hold a lease of this member at `now`.
     pub(crate) fn is_free_for(&self, next: ReplicaId, now: Time) -> bool {
-        now >= self.restarted_until
-            && self.grant.is_none_or(|g| g.holder == next || now >= g.until)
+        now >= self.restarted_until && self.grant.is_none_or(|g| g.holder == next || now >= g.until)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use tidewater_proto::{
     entry::Entry,
-    ids::{Epoch, Position, Sequence},
+    ids::{Position, Sequence},
 };
 
 /// Epoch starts remembered for entries that are no longer in memory.
@@ -118,10 +118,5 @@ impl<P> Log<P> {
     pub(crate) fn above(&self, sequence: Sequence) -> impl DoubleEndedIterator<Item = &Entry<P>> {
         let skip = sequence.0.saturating_sub(self.base.sequence.0) as usize;
         self.entries.range(skip.min(self.entries.len())..)
-    }
-
-    /// The epoch that the last entry was given.
-    pub(crate) fn last_epoch(&self) -> Epoch {
-        self.last().epoch
     }
 }

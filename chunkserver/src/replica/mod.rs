@@ -36,11 +36,11 @@ use tidewater_proto::{
     record::{Durability, SegmentRecord},
 };
 
+use self::{activation::Activation, applied::Applied, lease::Granter, log::Log, serving::Serving};
 pub use self::{
     event::{Effect, Event, Persist, Reason, RequestId},
     time::{Time, Timing},
 };
-use self::{activation::Activation, applied::Applied, lease::Granter, log::Log, serving::Serving};
 
 /// What a copy knows when its process starts.
 #[derive(Clone, Debug)]
@@ -440,7 +440,7 @@ impl<P: Clone> Replica<P> {
             self.try_answer(now, out);
             return;
         }
-        if self.answers_me(&message) {
+        if is_answer(&message) {
             self.receive_as_leader(now, from, epoch, message, out);
             return;
         }
@@ -456,31 +456,6 @@ impl<P: Clone> Replica<P> {
         self.receive_as_follower(now, from, message, out);
     }
 
-    /// Whether a message is an answer to a primary rather than a primary's own.
-    fn answers_me(&self, message: &PeerMessage<P>) -> bool {
-        match message {
-            PeerMessage::Appended { .. }
-            | PeerMessage::Mismatch { .. }
-            | PeerMessage::Answer { .. }
-            | PeerMessage::Tail { .. }
-            | PeerMessage::Stale
-            | PeerMessage::Lost
-            | PeerMessage::LeaseGrant { .. }
-            | PeerMessage::CopyAsk { .. }
-            | PeerMessage::CopyTaken { .. }
-            | PeerMessage::CopyEnded { .. } => true,
-            PeerMessage::Append { .. }
-            | PeerMessage::Commit { .. }
-            | PeerMessage::Query
-            | PeerMessage::Fetch { .. }
-            | PeerMessage::LeaseAsk { .. }
-            | PeerMessage::LeaseReturn { .. }
-            | PeerMessage::CopyBegin { .. }
-            | PeerMessage::CopyChunk { .. }
-            | PeerMessage::CopyEnd { .. } => false,
-        }
-    }
-
     fn tick(&mut self, now: Time, out: &mut Vec<Effect<P>>) {
         match &self.role {
             Role::Idle => {}
@@ -488,5 +463,30 @@ impl<P: Clone> Replica<P> {
             Role::Activating(_) => self.activation_tick(now, out),
             Role::Serving(_) => self.serving_tick(now, out),
         }
+    }
+}
+
+/// Whether a message is an answer to a primary rather than a primary's own.
+fn is_answer<P>(message: &PeerMessage<P>) -> bool {
+    match message {
+        PeerMessage::Appended { .. }
+        | PeerMessage::Mismatch { .. }
+        | PeerMessage::Answer { .. }
+        | PeerMessage::Tail { .. }
+        | PeerMessage::Stale
+        | PeerMessage::Lost
+        | PeerMessage::LeaseGrant { .. }
+        | PeerMessage::CopyAsk { .. }
+        | PeerMessage::CopyTaken { .. }
+        | PeerMessage::CopyEnded { .. } => true,
+        PeerMessage::Append { .. }
+        | PeerMessage::Commit { .. }
+        | PeerMessage::Query
+        | PeerMessage::Fetch { .. }
+        | PeerMessage::LeaseAsk { .. }
+        | PeerMessage::LeaseReturn { .. }
+        | PeerMessage::CopyBegin { .. }
+        | PeerMessage::CopyChunk { .. }
+        | PeerMessage::CopyEnd { .. } => false,
     }
 }

@@ -203,7 +203,8 @@ impl<P: Clone> Replica<P> {
         let waiting = self.waiters.len();
         let Role::Serving(serving) = &mut self.role else { return };
         let extent = write.change.extent();
-        let blocked = extent.is_some_and(|x| serving.holds.iter().any(|h| h.extent.shares_block(x)));
+        let blocked =
+            extent.is_some_and(|x| serving.holds.iter().any(|h| h.extent.shares_block(x)));
         if waiting >= WAITERS_MAX || (blocked && serving.held.len() >= HOLDS_MAX) {
             out.push(Effect::Reply(write.id, Reply::Refused(Refusal::Busy)));
             return;

@@ -68,7 +68,12 @@ pub(super) struct Serving<P> {
 }
 
 impl<P> Serving<P> {
-    pub(super) fn new(epoch: Epoch, token: Token, activation: Sequence, lease_numbers: u64) -> Self {
+    pub(super) fn new(
+        epoch: Epoch,
+        token: Token,
+        activation: Sequence,
+        lease_numbers: u64,
+    ) -> Self {
         Self {
             epoch,
             since: epoch,
@@ -146,10 +151,10 @@ impl<P: Clone> Replica<P> {
                 s.add_learner(replica, now);
             }
         }
+        // A record of the same epoch may be the answer to a refused proposal: it keeps its pace.
         if record_epoch > s.epoch {
-            s.adding = None;
+            (s.adding, s.proposed_at) = (None, None);
         }
-        s.proposed_at = None;
         s.epoch = epoch;
         if token > s.token {
             s.token = token;
@@ -267,7 +272,7 @@ impl<P: Clone> Replica<P> {
                 let Some(peer) = s.peers.get_mut(&from) else { return };
                 peer.heard = now;
                 peer.refused_since = None;
-                self.receive_as_serving(now, from, message, out);
+                self.receive_as_serving(now, from, &message, out);
             }
             Role::Activating(_) | Role::Serving(_) | Role::Idle | Role::Following(_) => {}
         }
@@ -277,14 +282,16 @@ impl<P: Clone> Replica<P> {
         &mut self,
         now: Time,
         from: ReplicaId,
-        message: PeerMessage<P>,
+        message: &PeerMessage<P>,
         out: &mut Vec<Effect<P>>,
     ) {
-        match message {
+        match *message {
             PeerMessage::Appended { received, durable } => {
                 self.take_ack(now, from, received, durable, out);
             }
-            PeerMessage::Mismatch { last, commit } => self.take_mismatch(now, from, last, commit, out),
+            PeerMessage::Mismatch { last, commit } => {
+                self.take_mismatch(now, from, last, commit, out);
+            }
             PeerMessage::LeaseGrant { number } => {
                 let timing = self.timing;
                 if let Role::Serving(s) = &mut self.role {
@@ -452,9 +459,10 @@ impl<P: Clone> Replica<P> {
             now.since(p.heard) >= timing.silence
                 || p.refused_since.is_some_and(|at| now.since(at) >= timing.refused)
         };
-        let gone = s.peers.iter().find(|(_, p)| {
-            silent(p) && (above_floor || !matches!(p.part, Part::Member))
-        });
+        let gone = s
+            .peers
+            .iter()
+            .find(|(_, p)| silent(p) && (above_floor || !matches!(p.part, Part::Member)));
         let Some((&replica, _)) = gone else { return };
         let epoch = s.epoch;
         if self.may_propose(now) {
@@ -479,11 +487,9 @@ impl<P: Clone> Replica<P> {
         if !s.is_active(commit) {
             return;
         }
-        let near = |p: &Peer| {
-            matches!(p.part, Part::Follows) && p.durable.0 + CAUGHT_UP_ENTRIES >= last.0
-        };
-        let candidate =
-            s.adding.or_else(|| s.peers.iter().find(|(_, p)| near(p)).map(|(&r, _)| r));
+        let near =
+            |p: &Peer| matches!(p.part, Part::Follows) && p.durable.0 + CAUGHT_UP_ENTRIES >= last.0;
+        let candidate = s.adding.or_else(|| s.peers.iter().find(|(_, p)| near(p)).map(|(&r, _)| r));
         let Some(replica) = candidate else { return };
         let epoch = s.epoch;
         if self.may_propose(now) {

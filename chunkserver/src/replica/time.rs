@@ -38,7 +38,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            lease: Duration::from_millis(1_000),
+            lease: Duration::from_secs(1),
             renew: Duration::from_millis(250),
             silence: Duration::from_millis(600),
             refused: Duration::from_millis(200),

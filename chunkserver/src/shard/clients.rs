@@ -40,7 +40,12 @@ enum Kind {
 
 impl Shard {
     /// A client asks.
-    pub(super) fn client_request(&mut self, client: &FrameSender, id: u64, request: Request<Payload>) {
+    pub(super) fn client_request(
+        &mut self,
+        client: &FrameSender,
+        id: u64,
+        request: Request<Payload>,
+    ) {
         if self.open.open.len() >= OPEN_MAX || client.queued_bytes() > REPLY_BYTES_MAX {
             client.send(&Frame::Reply { id, reply: Reply::Refused(Refusal::Busy) });
             return;
@@ -73,16 +78,15 @@ impl Shard {
 
     fn serve(&mut self, id: RequestId, request: Request<Payload>) {
         let segment = request.segment;
-        match self.by_segment.get(&segment) {
-            Some(&replica) => self.step(replica, Event::Request { id, request }),
-            None => {
-                let refusal = match self.records.get(&segment) {
-                    Some(record) => Refusal::WrongEpoch(Route::from(record)),
-                    None => Refusal::NotPrimary,
-                };
-                self.reply(id, Reply::Refused(refusal));
-            }
+        if let Some(&replica) = self.by_segment.get(&segment) {
+            self.step(replica, Event::Request { id, request });
+            return;
         }
+        let refusal = match self.records.get(&segment) {
+            Some(record) => Refusal::WrongEpoch(Route::from(record)),
+            None => Refusal::NotPrimary,
+        };
+        self.reply(id, Reply::Refused(refusal));
     }
 
     /// Bounds, and checksums of what is to be written (INV-SUM).
@@ -91,7 +95,8 @@ impl Shard {
             let ok = extent.end() <= self.segment_bytes;
             if ok { Ok(()) } else { Err(Refusal::Invalid) }
         };
-        let sound = |extent: Extent, data: &Payload| data.verify(extent).map_err(|_| Refusal::BadSum);
+        let sound =
+            |extent: Extent, data: &Payload| data.verify(extent).map_err(|_| Refusal::BadSum);
         match &request.action {
             Action::Read { extent } => {
                 within(extent)?;
@@ -101,15 +106,21 @@ impl Shard {
             Action::Zero { extent, .. } | Action::Extents { extent } => within(extent),
             Action::Write { extent, data } => {
                 within(extent)?;
+                self.has_space()?;
                 sound(*extent, data)
             }
             Action::Compare { extent, expect, data } => {
                 within(extent)?;
+                self.has_space()?;
                 sound(*extent, expect)?;
                 sound(*extent, data)
             }
             Action::Flush { .. } => Ok(()),
         }
+    }
+
+    fn has_space(&self) -> Result<(), Refusal> {
+        if self.full { Err(Refusal::NoSpace) } else { Ok(()) }
     }
 
     /// Answers a client, if it still waits.
@@ -125,7 +136,12 @@ impl Shard {
     }
 
     /// Reads for a client from what is applied.
-    pub(super) fn read_for(&mut self, replica: tidewater_proto::ids::ReplicaId, id: RequestId, extent: Extent) {
+    pub(super) fn read_for(
+        &mut self,
+        replica: tidewater_proto::ids::ReplicaId,
+        id: RequestId,
+        extent: Extent,
+    ) {
         let tag = self.job(Job::Read(id));
         if let Some(payload) = self.store.read(replica, extent, tag) {
             self.jobs.remove(&tag);

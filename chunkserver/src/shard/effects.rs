@@ -176,7 +176,6 @@ impl Shard {
             Completion::Deleted { replica } => self.deleted(replica),
             Completion::DeviceFailed(failure) => {
                 tracing::error!(%failure, "storage is out of service");
-                self.failed = true;
                 self.report(ShardReport::Failed);
             }
         }
@@ -216,9 +215,10 @@ impl Shard {
                 let image = Some(image);
                 self.step(replica, Event::CopyRead { learner, chunk, changed, image });
             }
-            (Some(Job::Chunk { replica, chunk, .. }), Err(error)) => {
-                // Without a good copy of the chunk the learner cannot become whole; it starts again.
+            (Some(Job::Chunk { replica, learner, chunk, .. }), Err(error)) => {
                 tracing::error!(%replica, chunk, %error, "cannot read a chunk for a learner");
+                // The copy starts again, and comes back to this chunk when it may be readable.
+                self.step(replica, Event::Connected(learner));
             }
             (Some(Job::Taken { .. } | Job::Ended { .. }) | None, _) => {
                 debug_assert!(false, "a read answers a read");
@@ -239,7 +239,7 @@ impl Shard {
 
 fn refusal(error: &ReadError) -> Refusal {
     match error {
-        ReadError::Corrupt { .. } => Refusal::Corrupt,
+        ReadError::Corrupt => Refusal::Corrupt,
         ReadError::Failed(_) | ReadError::OutOfService => Refusal::Failed,
         ReadError::Gone => Refusal::NotPrimary,
     }

@@ -32,7 +32,6 @@ use tidewater_proto::{
 };
 use tokio::sync::{Notify, mpsc};
 
-
 use crate::{
     clock::BootClock,
     replica::{Reason, Replica, RequestId, Time, Timing},
@@ -63,12 +62,7 @@ pub(crate) enum ShardCommand {
 #[derive(Debug)]
 pub(crate) enum ShardReport {
     /// A primary wants its set changed.
-    Propose {
-        segment: SegmentId,
-        epoch: Epoch,
-        change: SetChange,
-        reason: Reason,
-    },
+    Propose { segment: SegmentId, epoch: Epoch, change: SetChange, reason: Reason },
     /// A primary is active.
     Active { segment: SegmentId, epoch: Epoch, token: Token },
     /// A retired copy is deleted.
@@ -148,7 +142,9 @@ struct Shard {
     me: Weak<RefCell<Shard>>,
     hearing: Arc<Hearing>,
     counters: Arc<ShardCounters>,
-    failed: bool,
+    /// Space is so short that writes are refused; looked at now and then.
+    full: bool,
+    ticks: u64,
 }
 
 /// An operation of the store that answers later.
@@ -158,7 +154,12 @@ enum Job {
     /// The block of a compare-and-write.
     Compare { replica: ReplicaId, id: RequestId, expect: Payload },
     /// A chunk for a learner.
-    Chunk { replica: ReplicaId, learner: ReplicaId, chunk: u32, changed: tidewater_proto::ids::Sequence },
+    Chunk {
+        replica: ReplicaId,
+        learner: ReplicaId,
+        chunk: u32,
+        changed: tidewater_proto::ids::Sequence,
+    },
     /// A chunk from a primary.
     Taken { replica: ReplicaId, chunk: u32 },
     /// The end of a copy.

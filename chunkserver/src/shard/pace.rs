@@ -43,11 +43,6 @@ impl Pace {
         self.next = Time(now.0 + micros);
         Some(wanted)
     }
-
-    /// When `take` is worth another call.
-    pub(super) fn due(&self) -> Option<Time> {
-        (!self.queue.is_empty()).then_some(self.next)
-    }
 }
 
 #[cfg(test)]

@@ -155,7 +155,9 @@ impl Shard {
         self.records
             .values()
             .filter(|r| r.segment.shard(shards) == peer.shard)
-            .filter_map(|r| Some((*self.by_segment.get(&r.segment)?, r.copy_on(peer.server)?.replica)))
+            .filter_map(|r| {
+                Some((*self.by_segment.get(&r.segment)?, r.copy_on(peer.server)?.replica))
+            })
             .collect()
     }
 
@@ -203,7 +205,9 @@ impl Shard {
                 }
                 true
             }
-            Frame::Hello(_) | Frame::Welcome(_) | Frame::Request { .. } | Frame::Reply { .. } => false,
+            Frame::Hello(_) | Frame::Welcome(_) | Frame::Request { .. } | Frame::Reply { .. } => {
+                false
+            }
         }
     }
 
@@ -227,10 +231,12 @@ impl Shard {
 fn is_sound(message: &PeerMessage<Payload>) -> bool {
     use tidewater_proto::entry::Change;
     match message {
-        PeerMessage::Append { entry, .. } | PeerMessage::Tail { entry, .. } => match &entry.change {
-            Change::Write { extent, data } => data.verify(*extent).is_ok(),
-            Change::Activate | Change::Zero { .. } => true,
-        },
+        PeerMessage::Append { entry, .. } | PeerMessage::Tail { entry, .. } => {
+            match &entry.change {
+                Change::Write { extent, data } => data.verify(*extent).is_ok(),
+                Change::Activate | Change::Zero { .. } => true,
+            }
+        }
         PeerMessage::CopyChunk { image: Some(image), .. } => {
             let chunk = Extent::new(0, CHUNK_BYTES, CHUNK_BYTES).expect("a chunk is an extent");
             image.verify(chunk).is_ok()
@@ -252,7 +258,8 @@ async fn keep_link(shard: Rc<RefCell<Shard>>, peer: PeerShard) {
             None => Ok(()),
         };
         let Some(shard) = weak.upgrade() else { return };
-        let refused = matches!(&ended, Err(LinkError::Io(e)) if e.kind() == io::ErrorKind::ConnectionRefused);
+        let refused =
+            matches!(&ended, Err(LinkError::Io(e)) if e.kind() == io::ErrorKind::ConnectionRefused);
         shard.borrow_mut().link_down(peer, refused);
         drop(shard);
         tokio::time::sleep(RECONNECT_PAUSE).await;
@@ -272,7 +279,8 @@ async fn run_link(
     sender.send(&Frame::Hello(shard.borrow().hello()));
     drop(shard);
     let writing = tokio::task::spawn_local(writer.run());
-    let welcome = tokio::time::timeout(CONNECT_TIMEOUT, reader.next()).await.map_err(timed_out)??;
+    let welcome =
+        tokio::time::timeout(CONNECT_TIMEOUT, reader.next()).await.map_err(timed_out)??;
     match welcome {
         Some(Frame::Welcome(w)) if w.refused.is_empty() && w.server == peer.server.0 => {}
         Some(_) | None => {

@@ -13,6 +13,14 @@ use crate::{
     store::{Freeze, Recovered},
 };
 
+/// Ticks between two looks at the free space.
+const TICKS_PER_SPACE_CHECK: u64 = 8;
+/// Part of the devices kept free: destaging moves chunks to fresh slots before it frees the old ones, and
+/// writes go on between two looks.
+const RESERVE_SHARE: u64 = 16;
+/// Never more than this is kept free, chunks.
+const RESERVE_CHUNKS_MAX: u64 = 512;
+
 impl Shard {
     /// Takes up a copy found on disk. One whose journal is damaged is not taken up: it answers as lost,
     /// and is replaced.
@@ -117,6 +125,10 @@ impl Shard {
     }
 
     pub(super) fn tick(&mut self) {
+        if self.ticks.is_multiple_of(TICKS_PER_SPACE_CHECK) {
+            self.check_space();
+        }
+        self.ticks += 1;
         let ids: Vec<_> = self.owned.keys().copied().collect();
         for &id in &ids {
             self.step(id, Event::Tick);
@@ -124,6 +136,16 @@ impl Shard {
         let primaries = self.owned.values().filter(|o| o.replica.leads()).count();
         self.counters.replicas.store(ids.len() as u64, Relaxed);
         self.counters.primaries.store(primaries as u64, Relaxed);
+    }
+
+    /// Destaging must never run out of slots, so writes are refused before it does.
+    fn check_space(&mut self) {
+        let reserve = (self.store.capacity_chunks() / RESERVE_SHARE).min(RESERVE_CHUNKS_MAX);
+        let full = self.store.free_chunks() <= reserve;
+        if full != self.full {
+            tracing::warn!(full, "space for new chunks");
+        }
+        self.full = full;
     }
 
     /// Starts a destage round of everything committed.

@@ -103,7 +103,8 @@ async fn run(start: ShardStart) -> io::Result<()> {
             me: me.clone(),
             hearing: start.hearing,
             counters: start.counters,
-            failed: false,
+            full: false,
+            ticks: 0,
         })
     });
     for found in start.recovered {

@@ -28,7 +28,7 @@ use super::{
 /// Default size of a shard's journal, bytes.
 pub const JOURNAL_BYTES: u64 = 512 << 20;
 /// Default memory for one generation of a shard's overlay, bytes.
-pub const OVERLAY_BYTES: u64 = 64 << 20;
+pub const OVERLAY_BYTES: u64 = 128 << 20;
 /// Default threads that read from devices, a shard.
 pub const READ_THREADS: usize = 4;
 
@@ -262,6 +262,11 @@ impl Store {
     /// Chunks that can still be stored.
     pub fn free_chunks(&self) -> u64 {
         self.devices.iter().filter(|d| !d.has_failed()).map(|d| u64::from(d.room().0)).sum()
+    }
+
+    /// Whether no device keeps limits, so that a read may be waited for.
+    pub(crate) fn is_fast(&self) -> bool {
+        self.crew == Crew::Threads && self.devices.iter().all(Device::is_unlimited)
     }
 
     pub(crate) fn device(&self, id: u16) -> Option<&Device> {

@@ -176,6 +176,11 @@ impl Device {
         (slots.available(), slots.capacity())
     }
 
+    /// Whether it keeps no limits.
+    pub(crate) fn is_unlimited(&self) -> bool {
+        self.limits.is_unlimited()
+    }
+
     /// Whether it is out of service.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)

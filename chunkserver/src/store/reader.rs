@@ -83,14 +83,19 @@ impl Worker for Reader {
 
     fn step(&mut self) -> Option<Report> {
         let job = self.jobs.pop_front()?;
-        let found = self.read(&job).unwrap_or_else(Found::Failed);
-        Some(Report { job, found })
+        Some(self.report(job))
     }
 }
 
 impl Reader {
     pub(crate) fn new(store: Arc<Store>) -> Self {
         Self { store, jobs: VecDeque::new() }
+    }
+
+    /// Does one job at once.
+    pub(crate) fn report(&self, job: Job) -> Report {
+        let found = self.read(&job).unwrap_or_else(Found::Failed);
+        Report { job, found }
     }
 
     fn read(&self, job: &Job) -> Result<Found, Fault> {

@@ -30,7 +30,7 @@ pub(crate) enum Verb {
         /// Its id
         node: ServerArg,
     },
-    /// Forget a server that is gone for good; its copies are made again elsewhere
+    /// Forget a server that is gone for good; refused while it holds copies
     Remove {
         /// Its id
         node: ServerArg,
@@ -55,7 +55,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         Verb::Cordon { node } => cordon(context, node, true).await,
         Verb::Uncordon { node } => cordon(context, node, false).await,
         Verb::Remove { node: ServerArg(server) } => {
-            context.confirm(&format!("Remove server s{server} and every copy it holds?"))?;
+            context.confirm(&format!("Forget server s{server}? It must hold no copies, and its data folder is not taken back."))?;
             let request = rpc::RemoveServerRequest { server };
             context.cluster.remove_server(request).await?;
             Ok(())

@@ -14,7 +14,11 @@ use tidewater_chunkserver::{
 };
 use tidewater_proto::rpc;
 
-use super::{ChunkserverVerb, file_or_default, log, stop_signal};
+use super::{
+    ChunkserverVerb,
+    capacity::{self, Reserved},
+    file_or_default, log, stop_signal,
+};
 use crate::{
     config::{ChunkserverFile, DeviceFile, TierName, required},
     failure::{Code, Failure},
@@ -68,9 +72,13 @@ fn library_config(file: ChunkserverFile) -> Result<ChunkserverConfig, Failure> {
     if let Some(size) = file.journal.size {
         store.journal_bytes = size.0;
     }
+    let journal = Reserved {
+        folder: folder.join("journal"),
+        bytes: store.journal_bytes.saturating_mul(shards.len() as u64),
+    };
     let devices = if file.device.is_empty() { vec![DeviceFile::default()] } else { file.device };
     for (i, device) in devices.into_iter().enumerate() {
-        store.devices.push(library_device(device, i, &folder)?);
+        store.devices.push(library_device(device, i, &folder, &journal)?);
     }
     let topology = file.topology;
     Ok(ChunkserverConfig {
@@ -95,13 +103,15 @@ fn library_device(
     file: DeviceFile,
     position: usize,
     folder: &Path,
+    journal: &Reserved,
 ) -> Result<DeviceConfig, Failure> {
     let name = file.name.unwrap_or_else(|| format!("d{position}"));
     let path = if file.path.as_os_str().is_empty() { name.clone().into() } else { file.path };
     let path = folder.join(path);
     let capacity_bytes = match file.capacity {
         Some(capacity) => capacity.0,
-        None => free_bytes(folder)?,
+        None => capacity::default_bytes(&path, journal)
+            .map_err(|e| Failure::new(Code::Usage, format!("device {}: {e}", path.display())))?,
     };
     Ok(DeviceConfig {
         name,
@@ -118,13 +128,6 @@ fn library_device(
             latency_us: file.limits.added_latency.map_or(0, |span| span.0.as_micros() as u64),
         },
     })
-}
-
-/// What is free where the data folder is: a device without a capacity may take it all.
-fn free_bytes(folder: &Path) -> Result<u64, Failure> {
-    let found = rustix::fs::statvfs(folder).map_err(std::io::Error::from);
-    let found = found.map_err(anyhow::Error::from)?;
-    Ok(found.f_bavail * found.f_frsize)
 }
 
 fn text(metrics: Option<&ServerMetrics>) -> String {

@@ -45,7 +45,7 @@ pub(crate) fn run(verb: GatewayVerb, endpoints: &[String]) -> Result<(), Failure
 
 async fn serve(config: GatewayConfig, metrics_listen: Option<SocketAddr>) -> Result<(), Failure> {
     let stop = stop_signal()?;
-    let gateway = Gateway::new(config).map_err(anyhow::Error::from)?;
+    let gateway = Gateway::new(config)?;
     let figures = gateway.metrics();
     let exported = metrics::serve_if(metrics_listen, move || {
         let mut out = Exposition::default();
@@ -56,7 +56,7 @@ async fn serve(config: GatewayConfig, metrics_listen: Option<SocketAddr>) -> Res
         tracing::info!(tcp = ?listeners.addresses(), "accepting NBD clients");
     };
     tokio::select! {
-        ended = gateway.run(ready, stop) => Ok(ended.map_err(anyhow::Error::from)?),
+        ended = gateway.run(ready, stop) => Ok(ended?),
         error = exported => Err(error),
     }
 }

@@ -1,6 +1,7 @@
 //! `meta run`, `chunkserver run` and `gateway run`: a configuration becomes a running server that
 //! stops cleanly at SIGINT or SIGTERM.
 
+mod capacity;
 mod chunkserver;
 mod gateway;
 mod meta;

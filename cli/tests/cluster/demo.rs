@@ -18,13 +18,31 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// What the issue promises.
 const DEMO_LIMIT: Duration = Duration::from_mins(2);
 
-struct Served {
+/// A demo that serves; killed when dropped.
+pub(crate) struct Served {
     child: Child,
-    uri: String,
+    pub(crate) uri: String,
     folder: tempfile::TempDir,
 }
 
-fn serve(size: &str) -> Served {
+impl Served {
+    /// Has it stop and remove everything.
+    pub(crate) fn stop(mut self) {
+        signal(&self.child, Signal::TERM);
+        let status = finish(&mut self.child, "the demo to stop", STOP_LIMIT);
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!("cannot end the demo: {error}");
+        }
+    }
+}
+
+pub(crate) fn serve(size: &str) -> Served {
     let folder = tempfile::tempdir().expect("a folder");
     let mut child = Command::new(env!("CARGO_BIN_EXE_tidewater"))
         .args(["demo", "--serve", "--size", size, "--dir"])

@@ -33,6 +33,7 @@ fn fio_verifies_every_block_through_the_kill_and_restart_of_a_chunkserver() {
             &format!("--size={VOLUME_BYTES}"),
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--verify_backlog=512",
             "--randseed=7",
         ],

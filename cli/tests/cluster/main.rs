@@ -1,11 +1,19 @@
 //! Whole clusters of real processes under real block clients and real kills.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // An edge.
 
+#[path = "../cli/run.rs"]
+mod binary;
 mod crash;
 mod demo;
+mod durability;
+mod fencing;
 mod fio;
 mod image;
+mod markdown;
 mod mounted;
 mod observe;
+mod outage;
+mod readme;
+mod refusal;
 mod repair;
+mod space;
 mod tool;

@@ -10,7 +10,7 @@ use std::{
 use tidewater_cli::cluster::{Cluster, ClusterSpec, ExportSpec, Seat, wait_until};
 use tidewater_proto::rpc;
 
-use crate::tool::{command, file, finish, have, run, small_source_tree};
+use crate::tool::{can_mount, command, file, finish, have, run, small_source_tree};
 
 const VOLUME_BYTES: u64 = 512 << 20;
 const LIMIT: Duration = Duration::from_mins(1);
@@ -70,9 +70,7 @@ impl Drop for Mounted {
 
 #[test]
 fn a_mounted_ext4_keeps_a_tree_through_delete_trim_remount_and_a_kill() {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: mounting needs root");
+    if !can_mount() {
         return;
     }
     if !have(&["nbdfuse", "mkfs.ext4", "mount", "umount", "fstrim", "diff", "cp", "e2fsck"]) {

@@ -16,9 +16,28 @@ pub(crate) fn have(programs: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
+    skip(&format!("not installed: {missing:?}; `make test` installs them as root"));
+    false
+}
+
+/// Says why a test is skipped; where nothing may be skipped, it fails.
+pub(crate) fn skip(why: &str) {
     let required = std::env::var_os("TIDEWATER_REQUIRE_TOOLS").is_some();
-    assert!(!required, "not installed: {missing:?}; `make test` installs them as root");
-    eprintln!("skipped: not installed: {missing:?}");
+    assert!(!required, "{why}, and TIDEWATER_REQUIRE_TOOLS is set");
+    eprintln!("skipped: {why}");
+}
+
+/// Whether file systems of one's own can be mounted: as root, with FUSE and loop devices.
+pub(crate) fn can_mount() -> bool {
+    let devices = ["/dev/fuse", "/dev/loop-control"];
+    let missing: Vec<_> = devices.iter().filter(|path| !Path::new(path).exists()).collect();
+    if !rustix::process::geteuid().is_root() {
+        skip("mounting needs root");
+    } else if !missing.is_empty() {
+        skip(&format!("mounting needs {missing:?}"));
+    } else {
+        return true;
+    }
     false
 }
 

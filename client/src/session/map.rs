@@ -219,6 +219,7 @@ fn map_failure(error: &MetaError) -> Event {
         | MetaCode::Conflict
         | MetaCode::Invalid
         | MetaCode::Unreachable
+        | MetaCode::Unknown
         | MetaCode::Unsupported
         | MetaCode::Internal => Event::MapUnavailable,
     }

@@ -7,7 +7,8 @@ use crate::{
     state::outcome::{Applied, Rejected},
 };
 
-/// Metadata key that names the leader.
+/// Metadata key of an answer that did nothing because the node does not lead. Names the leader, or
+/// is empty where the node knows of none.
 const LEADER: &str = "tidewater-leader";
 
 /// Why a request was not done.
@@ -95,8 +96,8 @@ fn code_of(rejected: &Rejected) -> Code {
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let mut status = Self::new(failure.code(), failure.to_string());
-        if let Failure::NotLeader { leader: Some(leader) } = &failure
-            && let Ok(leader) = MetadataValue::try_from(leader)
+        if let Failure::NotLeader { leader } = &failure
+            && let Ok(leader) = MetadataValue::try_from(leader.as_deref().unwrap_or_default())
         {
             status.metadata_mut().insert(LEADER, leader);
         }

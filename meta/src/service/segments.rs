@@ -23,6 +23,9 @@ use crate::{
 
 /// For a primary to activate.
 const ACTIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Servers that have just registered are given this long, in all, before a placement is refused.
+const PLACE_TRIES: u32 = 20;
+const PLACE_PAUSE: Duration = Duration::from_millis(100);
 const LIST_DEFAULT: u32 = 4_096;
 /// Segments of one reply.
 const LIST_MAX: u32 = 16_384;
@@ -45,10 +48,21 @@ pub(super) async fn ensure(
     let segment = id(request.volume, request.index);
     let placed = node.live.read().state.segment(segment).is_some();
     if !placed {
-        let servers = place(node, segment)?;
+        let servers = place_soon(node, segment).await?;
         node.propose(Command::CreateSegment(CreateSegment { segment, servers })).await?;
     }
     active(node, segment).await
+}
+
+/// Places the segment, waiting a little for servers that are just starting.
+async fn place_soon(node: &Node, segment: SegmentId) -> Result<Vec<ServerId>, Failure> {
+    for _ in 0..PLACE_TRIES {
+        match place(node, segment) {
+            Err(Failure::NoPlacement(_)) => tokio::time::sleep(PLACE_PAUSE).await,
+            placed => return placed,
+        }
+    }
+    place(node, segment)
 }
 
 fn place(node: &Node, segment: SegmentId) -> Result<Vec<ServerId>, Failure> {

@@ -7,8 +7,8 @@ use tidewater_proto::{
     entry::{Change, Entry},
     geometry::Extent,
     ids::{
-        Epoch, OpId, Position, ReplicaId, Revision, RunId, SegmentId, Sequence, ServerId, SessionId,
-        Token, VolumeId,
+        Epoch, OpId, Position, ReplicaId, Revision, RunId, SegmentId, Sequence, ServerId,
+        SessionId, Token, VolumeId,
     },
     peer::{Action, AppliedSession, Envelope, Refusal, Reply, Request},
     record::{Durability, Member, SegmentRecord, SetChange},
@@ -432,6 +432,16 @@ impl World {
         }
     }
 
+    /// Time passes unseen by primaries, whose timers would only add messages.
+    pub(super) fn lapse(&mut self, by: Duration) {
+        self.now = self.now.after(by);
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            if self.nodes[&id].replica.as_ref().is_some_and(|r| !r.leads()) {
+                self.step(id, Event::Tick);
+            }
+        }
+    }
+
     /// Time passes in small steps, everything being delivered.
     pub(super) fn run_for(&mut self, duration: Duration) {
         let step = Duration::from_millis(50);
@@ -458,8 +468,7 @@ impl World {
         action: Action<Value>,
     ) {
         let op = OpId { session: SessionId(7), number };
-        let request =
-            Request { segment: segment(), epoch, token, op, lowest_open: 1, action };
+        let request = Request { segment: segment(), epoch, token, op, lowest_open: 1, action };
         self.step(to, Event::Request { id: RequestId(id), request });
     }
 
@@ -620,6 +629,7 @@ impl World {
     }
 }
 
+#[allow(clippy::option_option)] // whether it changes the block, and whether to zeroes
 fn value_of(change: &Change<Value>) -> Option<Option<Value>> {
     match change {
         Change::Activate => None,

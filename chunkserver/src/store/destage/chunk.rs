@@ -25,11 +25,49 @@ use crate::store::{
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
+/// Bytes on their way to a slot, aligned for direct I/O.
+enum Data {
+    Gathered(AlignedBuf),
+    /// One block as it came in a write.
+    Shared(Bytes),
+}
+
+impl std::ops::Deref for Data {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Gathered(data) => data,
+            Self::Shared(data) => data,
+        }
+    }
+}
+
+impl From<AlignedBuf> for Data {
+    fn from(data: AlignedBuf) -> Self {
+        Self::Gathered(data)
+    }
+}
+
+impl Data {
+    /// The blocks of a run; a single one that lies right in memory is not copied.
+    fn of(run: &[&Bytes]) -> Self {
+        if let [block] = run
+            && block.as_ptr().addr().is_multiple_of(BLOCK)
+        {
+            return Self::Shared(Bytes::clone(block));
+        }
+        let mut data = AlignedBuf::zeroed(run.len() * BLOCK);
+        data.chunks_exact_mut(BLOCK).zip(run).for_each(|(to, from)| to.copy_from_slice(from));
+        Self::Gathered(data)
+    }
+}
+
 /// Data not yet written, rows not yet committed and slots not yet free.
 pub(super) struct Pending<'a> {
     store: &'a Store,
     /// (device, slot, offset in the slot), data.
-    writes: Vec<(Place, u64, AlignedBuf)>,
+    writes: Vec<(Place, u64, Data)>,
     bytes: usize,
     dirty: std::collections::BTreeSet<u16>,
     pub(super) batch: Batch,
@@ -130,9 +168,7 @@ impl<'a> Pending<'a> {
             };
         }
         for (first, run) in runs {
-            let mut data = AlignedBuf::zeroed(run.len() * BLOCK);
-            data.chunks_exact_mut(BLOCK).zip(run).for_each(|(to, from)| to.copy_from_slice(from));
-            self.write(place, u64::from(first) * BLOCK_BYTES, data);
+            self.write(place, u64::from(first) * BLOCK_BYTES, Data::of(&run));
         }
         let key = chunk_key(replica, chunk, Owner::Volume);
         self.batch.push((key, Some(row.encode())));
@@ -251,7 +287,8 @@ impl<'a> Pending<'a> {
         self.freed.extend(old.place.filter(|_| old.references == 1));
     }
 
-    fn write(&mut self, place: Place, offset: u64, data: AlignedBuf) {
+    fn write(&mut self, place: Place, offset: u64, data: impl Into<Data>) {
+        let data = data.into();
         self.bytes += data.len();
         self.writes.push((place, offset, data));
     }

@@ -36,7 +36,7 @@ use super::{
 use chunk::Pending;
 
 /// Chunks after which a round writes the catalog and frees slots.
-const CHUNKS_PER_COMMIT: usize = 256;
+const CHUNKS_PER_COMMIT: usize = 1_024;
 /// Bytes of chunk data gathered before they are written, sorted.
 const GATHER_BYTES: usize = 16 << 20;
 

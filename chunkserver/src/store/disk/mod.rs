@@ -2,6 +2,7 @@
 //! at block-aligned offsets.
 
 mod real;
+mod ring;
 mod sim;
 
 use std::{fmt, io, path::PathBuf, sync::Arc};

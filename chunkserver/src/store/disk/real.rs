@@ -6,20 +6,15 @@ use std::{
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
 };
 
 use rustix::fs::{FallocateFlags, OFlags};
 
-use super::{Disk, DiskError, DiskFile, DiskOp, Mode};
+use super::{Disk, DiskError, DiskFile, DiskOp, Mode, ring};
 use crate::store::aligned::AlignedBuf;
 
 /// Zeroes written at a time when a file is made, bytes.
 const FILL_BYTES: usize = 1 << 20;
-/// Writes on their way at a time; a drive's throughput grows little beyond.
-const WRITE_LANES: usize = 16;
-/// Fewer writes than this are not worth a thread.
-const PARTS_PER_LANE_MIN: usize = 8;
 /// Ending of a file that is not whole yet.
 const UNFINISHED: &str = ".new";
 
@@ -100,22 +95,12 @@ impl DiskFile for RealFile {
         self.file.write_all_at(data, offset).map_err(|e| failed(DiskOp::Write, &self.path, e))
     }
 
-    /// In several lanes, since one write at a time leaves a drive idle.
+    /// Many at a time, since one write at a time leaves a drive idle.
     fn write_all_at(&self, parts: &[(u64, &[u8])]) -> Result<(), DiskError> {
-        let lanes = WRITE_LANES.min(parts.len() / PARTS_PER_LANE_MIN).max(1);
-        let write = |parts: &[(u64, &[u8])]| {
-            parts.iter().try_for_each(|(offset, data)| self.write_at(*offset, data))
-        };
-        if lanes == 1 {
-            return write(parts);
+        match ring::write_all(&self.file, parts) {
+            Some(written) => written.map_err(|e| failed(DiskOp::Write, &self.path, e)),
+            None => parts.iter().try_for_each(|(offset, data)| self.write_at(*offset, data)),
         }
-        thread::scope(|scope| {
-            let lanes: Vec<_> = parts
-                .chunks(parts.len().div_ceil(lanes))
-                .map(|parts| scope.spawn(move || write(parts)))
-                .collect();
-            lanes.into_iter().try_for_each(|lane| lane.join().expect("a write does not panic"))
-        })
     }
 
     fn sync(&self) -> Result<(), DiskError> {

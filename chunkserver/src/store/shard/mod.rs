@@ -216,6 +216,8 @@ pub struct ShardStore {
     journal: Station<Writer>,
     destager: Station<Destager>,
     reader: Station<Reader>,
+    /// For reads that the shard's thread does itself.
+    inline: Reader,
     inbox: Arc<Inbox<Report>>,
     /// Why nothing becomes durable any more; the first failure is reported once.
     failed: bool,
@@ -263,6 +265,12 @@ impl ShardStore {
         self.active.bytes() < self.store.config.overlay_bytes
             && self.ring.has_room()
             && !self.failed
+    }
+
+    /// Chunks that the devices in service hold in all.
+    pub fn capacity_chunks(&self) -> u64 {
+        let devices = self.store.devices().iter().filter(|d| !d.has_failed());
+        devices.map(|d| u64::from(d.room().1)).sum()
     }
 
     /// Chunks that can still be stored, less those that are only in memory so far.

@@ -23,6 +23,8 @@ use crate::store::{
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// A read that found wrong bytes looks again this often: the block may just have been moved.
 const ATTEMPTS_MAX: u32 = 4;
+/// A read of at most this many blocks, with no other under way, is done by the shard's own thread.
+const INLINE_BLOCKS_MAX: usize = 4;
 
 /// A read on its way.
 #[derive(Debug)]
@@ -72,9 +74,17 @@ impl ShardStore {
     fn issue(&mut self, mut reading: Reading, jobs: Vec<Job>) {
         self.next_read += 1;
         reading.waiting = jobs.len();
+        let alone = self.reads.is_empty();
         self.reads.insert(self.next_read, reading);
         for job in jobs {
-            self.reader.give(Job { id: self.next_read, ..job });
+            let job = Job { id: self.next_read, ..job };
+            if alone && job.blocks.len() <= INLINE_BLOCKS_MAX && self.store.is_fast() {
+                // As for the journal: waiting costs less than handing over.
+                let report = self.inline.report(job);
+                self.inbox.push(report.into());
+            } else {
+                self.reader.give(job);
+            }
         }
     }
 

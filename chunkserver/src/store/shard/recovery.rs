@@ -15,7 +15,7 @@ use crate::store::{
         CatalogError,
         rows::{self, ChunkRow, ReplicaRow},
     },
-    crew::{Inbox, Station},
+    crew::{Crew, Inbox, Station},
     destage::Destager,
     disk::{DiskFile, Mode},
     journal::{
@@ -92,10 +92,13 @@ impl ShardStore {
             queued: Vec::new(),
             reads: BTreeMap::new(),
             next_read: 0,
-            journal: Station::start(crew, &name("journal"), vec![writer], &inbox)
+            // The shard's own thread writes the journal: a hand-over to another thread and back costs
+            // more than the write, and what comes meanwhile makes the next batch larger.
+            journal: Station::start(Crew::Inline, &name("journal"), vec![writer], &inbox)
                 .map_err(OpenError::Thread)?,
             destager: Station::start(crew, &name("destage"), destager, &inbox)
                 .map_err(OpenError::Thread)?,
+            inline: Reader::new(store.clone()),
             reader: Station::start(crew, &name("read"), readers, &inbox)
                 .map_err(OpenError::Thread)?,
             inbox,
