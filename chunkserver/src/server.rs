@@ -387,7 +387,7 @@ impl Server {
                             index: segment.index,
                             epoch: epoch.0,
                             token: token.0,
-                        })
+                        });
                     }
                     ShardReport::Deleted { segment, replica } => deleted.push(rpc::DeletedReport {
                         volume: segment.volume.0,

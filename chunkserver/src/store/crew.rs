@@ -15,8 +15,11 @@ pub(crate) trait Worker: Send + 'static {
     type Job: Send + 'static;
     /// What it reports.
     type Report: Send + 'static;
-    /// Whether it wants all waiting jobs at once; else one at a time.
-    const GROUPS: bool = false;
+
+    /// Whether the next piece of work is so short that whoever gives it may as well do it.
+    fn is_light(&self) -> bool {
+        false
+    }
 
     /// Accepts a job; does not block.
     fn take(&mut self, job: Self::Job);
@@ -67,10 +70,17 @@ pub(crate) struct Queue<J> {
 
 struct QueueState<J> {
     jobs: VecDeque<J>,
+    /// The worker has work beside the jobs here.
+    loaded: bool,
     closed: bool,
 }
 
 impl<J> Queue<J> {
+    fn new() -> Arc<Self> {
+        let state = QueueState { jobs: VecDeque::new(), loaded: false, closed: false };
+        Arc::new(Self { state: Mutex::new(state), ready: Condvar::new() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, QueueState<J>> {
         self.state.lock().expect("no holder of this lock panics")
     }
@@ -87,6 +97,16 @@ impl<J> Queue<J> {
         state.jobs.pop_front()
     }
 
+    /// Waits for work; what there is of jobs, or none once closed.
+    fn wait_all(&self) -> Option<VecDeque<J>> {
+        let idle = |s: &mut QueueState<J>| s.jobs.is_empty() && !s.loaded && !s.closed;
+        let mut state =
+            self.ready.wait_while(self.lock(), idle).expect("no holder of this lock panics");
+        let stop = state.closed && state.jobs.is_empty() && !state.loaded;
+        state.loaded = false;
+        (!stop).then(|| std::mem::take(&mut state.jobs))
+    }
+
     fn close(&self) {
         self.lock().closed = true;
         self.ready.notify_all();
@@ -96,7 +116,17 @@ impl<J> Queue<J> {
 /// Workers of one kind, and the way to give them jobs.
 pub(crate) enum Station<W: Worker> {
     Inline(W),
-    Threads { queue: Arc<Queue<W::Job>>, threads: Vec<JoinHandle<()>> },
+    Threads {
+        queue: Arc<Queue<W::Job>>,
+        threads: Vec<JoinHandle<()>>,
+    },
+    /// One worker that the caller runs for light work and a thread for the rest. The lock is what makes
+    /// them take turns.
+    Shared {
+        worker: Arc<Mutex<W>>,
+        queue: Arc<Queue<W::Job>>,
+        thread: Option<JoinHandle<()>>,
+    },
 }
 
 impl<W: Worker> fmt::Debug for Station<W> {
@@ -104,6 +134,7 @@ impl<W: Worker> fmt::Debug for Station<W> {
         f.write_str(match self {
             Self::Inline(_) => "Station::Inline",
             Self::Threads { .. } => "Station::Threads",
+            Self::Shared { .. } => "Station::Shared",
         })
     }
 }
@@ -119,8 +150,7 @@ impl<W: Worker> Station<W> {
         if crew == Crew::Inline {
             return Ok(Self::Inline(workers.swap_remove(0)));
         }
-        let state = QueueState { jobs: VecDeque::new(), closed: false };
-        let queue = Arc::new(Queue { state: Mutex::new(state), ready: Condvar::new() });
+        let queue = Queue::new();
         let mut threads = Vec::with_capacity(workers.len());
         for worker in workers {
             let (queue, inbox) = (queue.clone(), inbox.clone());
@@ -130,19 +160,71 @@ impl<W: Worker> Station<W> {
         Ok(Self::Threads { queue, threads })
     }
 
+    /// Starts one thread, and lets the caller do light work itself.
+    pub(crate) fn share<R: From<W::Report> + Send + 'static>(
+        crew: Crew,
+        name: &str,
+        worker: W,
+        inbox: &Arc<Inbox<R>>,
+    ) -> io::Result<Self> {
+        if crew == Crew::Inline {
+            return Ok(Self::Inline(worker));
+        }
+        let (worker, queue) = (Arc::new(Mutex::new(worker)), Queue::new());
+        let theirs = (worker.clone(), queue.clone(), inbox.clone());
+        let thread = thread::Builder::new().name(name.to_string()).spawn(move || {
+            let (worker, queue, inbox) = theirs;
+            while let Some(jobs) = queue.wait_all() {
+                let mut worker = worker.lock().expect("no holder of this lock panics");
+                for job in jobs {
+                    worker.take(job);
+                }
+                while let Some(report) = worker.step() {
+                    inbox.push(report.into());
+                    let more = std::mem::take(&mut queue.lock().jobs);
+                    for job in more {
+                        worker.take(job);
+                    }
+                }
+            }
+        })?;
+        Ok(Self::Shared { worker, queue, thread: Some(thread) })
+    }
+
     /// Hands over a job.
     pub(crate) fn give(&mut self, job: W::Job) {
         match self {
             Self::Inline(worker) => worker.take(job),
             Self::Threads { queue, .. } => queue.push(job),
+            Self::Shared { queue, .. } => queue.lock().jobs.push_back(job),
         }
     }
 
     /// Does what there is to do, if the caller is the worker.
     pub(crate) fn turn<R: From<W::Report>>(&mut self, inbox: &Inbox<R>) {
-        if let Self::Inline(worker) = self {
-            while let Some(report) = worker.step() {
-                inbox.push(report.into());
+        match self {
+            Self::Inline(worker) => {
+                while let Some(report) = worker.step() {
+                    inbox.push(report.into());
+                }
+            }
+            Self::Threads { .. } => {}
+            Self::Shared { worker, queue, .. } => {
+                // The thread is at work: it takes what waits before it sleeps.
+                let Ok(mut worker) = worker.try_lock() else {
+                    queue.ready.notify_one();
+                    return;
+                };
+                let jobs = std::mem::take(&mut queue.lock().jobs);
+                for job in jobs {
+                    worker.take(job);
+                }
+                while worker.is_light() {
+                    let Some(report) = worker.step() else { return };
+                    inbox.push(report.into());
+                }
+                queue.lock().loaded = true;
+                queue.ready.notify_one();
             }
         }
     }
@@ -150,12 +232,15 @@ impl<W: Worker> Station<W> {
 
 impl<W: Worker> Drop for Station<W> {
     fn drop(&mut self) {
-        if let Self::Threads { queue, threads } = self {
-            queue.close();
-            for thread in threads.drain(..) {
-                // A worker that panicked has said so already; dropping must not panic again.
-                thread.join().ok();
-            }
+        let (queue, threads) = match self {
+            Self::Inline(_) => return,
+            Self::Threads { queue, threads } => (queue, std::mem::take(threads)),
+            Self::Shared { queue, thread, .. } => (queue, thread.take().into_iter().collect()),
+        };
+        queue.close();
+        for thread in threads {
+            // A worker that panicked has said so already; dropping must not panic again.
+            thread.join().ok();
         }
     }
 }
@@ -163,14 +248,7 @@ impl<W: Worker> Drop for Station<W> {
 fn run<W: Worker, R: From<W::Report>>(mut worker: W, queue: &Queue<W::Job>, inbox: &Inbox<R>) {
     while let Some(job) = queue.wait() {
         worker.take(job);
-        loop {
-            if W::GROUPS {
-                let waiting = std::mem::take(&mut queue.lock().jobs);
-                for job in waiting {
-                    worker.take(job);
-                }
-            }
-            let Some(report) = worker.step() else { break };
+        while let Some(report) = worker.step() {
             inbox.push(report.into());
         }
     }

@@ -12,6 +12,10 @@ use crate::store::{
     disk::{DiskError, DiskFile},
 };
 
+/// Payload of records up to which the shard's own thread writes them: a hand-over to the writer's thread
+/// and back costs more than the write. More than that keeps the shard from its connections too long.
+const LIGHT_BYTES: usize = 128 << 10;
+
 /// What the writer is given.
 #[derive(Debug)]
 pub(crate) enum Job {
@@ -93,7 +97,10 @@ impl Writer {
 impl Worker for Writer {
     type Job = Job;
     type Report = Result<Written, DiskError>;
-    const GROUPS: bool = true;
+
+    fn is_light(&self) -> bool {
+        self.queue.iter().map(|r| record_bytes(r).1).sum::<usize>() <= LIGHT_BYTES
+    }
 
     fn take(&mut self, job: Job) {
         match job {

@@ -15,7 +15,7 @@ use crate::store::{
         CatalogError,
         rows::{self, ChunkRow, ReplicaRow},
     },
-    crew::{Crew, Inbox, Station},
+    crew::{Inbox, Station},
     destage::Destager,
     disk::{DiskFile, Mode},
     journal::{
@@ -92,9 +92,7 @@ impl ShardStore {
             queued: Vec::new(),
             reads: BTreeMap::new(),
             next_read: 0,
-            // The shard's own thread writes the journal: a hand-over to another thread and back costs
-            // more than the write, and what comes meanwhile makes the next batch larger.
-            journal: Station::start(Crew::Inline, &name("journal"), vec![writer], &inbox)
+            journal: Station::share(crew, &name("journal"), writer, &inbox)
                 .map_err(OpenError::Thread)?,
             destager: Station::start(crew, &name("destage"), destager, &inbox)
                 .map_err(OpenError::Thread)?,
