@@ -551,6 +551,15 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    /// All at once: the end of one may take seconds while its writes are on the way to the disk.
+    fn drop(&mut self) {
+        if let Err(error) = self.kill_all() {
+            eprintln!("cannot end the cluster: {error}");
+        }
+    }
+}
+
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
