@@ -51,6 +51,7 @@ impl<P: Clone> Replica<P> {
             PeerMessage::Query => {
                 following.queried = true;
                 self.try_answer(now, out);
+                self.show_life(out);
             }
             PeerMessage::Fetch { from: first } => self.send_tail(from, first, out),
             PeerMessage::LeaseAsk { number } => {
@@ -182,6 +183,16 @@ impl<P: Clone> Replica<P> {
             following.queried = false;
             let message = PeerMessage::Answer { last: self.log.last(), commit: self.commit };
             self.send(primary, message, out);
+        }
+    }
+
+    /// A member that may not answer yet, because an older lease may be alive, says that it is alive: it
+    /// acknowledges nothing.
+    fn show_life(&self, out: &mut Vec<Effect<P>>) {
+        let Role::Following(following) = &self.role else { return };
+        if following.queried && self.promised_durable == self.promised {
+            let (received, durable) = (Sequence(0), Sequence(0));
+            self.send(following.primary, PeerMessage::Appended { received, durable }, out);
         }
     }
 

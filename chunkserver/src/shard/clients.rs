@@ -19,6 +19,21 @@ const OPEN_MAX: usize = 8_192;
 /// Bytes of replies queued to one client before its requests are refused as busy.
 const REPLY_BYTES_MAX: usize = 64 << 20;
 
+/// Most writes that wait for room in the store, and their bytes.
+const STALLED_MAX: usize = 1_024;
+const STALLED_BYTES_MAX: usize = 32 << 20;
+
+fn payload_bytes(request: &Request<Payload>) -> usize {
+    match &request.action {
+        Action::Write { data, .. } => data.data.len(),
+        Action::Compare { expect, data, .. } => expect.data.len() + data.data.len(),
+        Action::Read { .. }
+        | Action::Zero { .. }
+        | Action::Flush { .. }
+        | Action::Extents { .. } => 0,
+    }
+}
+
 /// Where answers go.
 #[derive(Default)]
 pub(super) struct OpenRequests {
@@ -62,16 +77,28 @@ impl Shard {
             return;
         }
         if matches!(kind, Kind::Write) && (!self.store.room() || !self.stalled.is_empty()) {
-            self.stalled.push_back((ours, request));
+            self.stall(ours, request);
             return;
         }
         self.serve(ours, request);
+    }
+
+    /// Lets a write wait for room, or refuses it where enough wait already: its client comes again.
+    fn stall(&mut self, id: RequestId, request: Request<Payload>) {
+        let bytes = payload_bytes(&request);
+        if self.stalled_bytes + bytes > STALLED_BYTES_MAX || self.stalled.len() >= STALLED_MAX {
+            self.reply(id, Reply::Refused(Refusal::Busy));
+            return;
+        }
+        self.stalled_bytes += bytes;
+        self.stalled.push_back((id, request));
     }
 
     /// Lets requests go on that waited for room.
     pub(super) fn unstall(&mut self) {
         while self.store.room() {
             let Some((id, request)) = self.stalled.pop_front() else { return };
+            self.stalled_bytes -= payload_bytes(&request);
             self.serve(id, request);
         }
     }

@@ -129,6 +129,7 @@ struct Shard {
     open: OpenRequests,
     /// Client requests that wait for room in the store, oldest first.
     stalled: VecDeque<(RequestId, Request<Payload>)>,
+    stalled_bytes: usize,
     /// What an outstanding store operation is for.
     /// Copies being deleted, to be reported.
     deleting: BTreeMap<ReplicaId, SegmentId>,

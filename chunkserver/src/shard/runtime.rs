@@ -94,6 +94,7 @@ async fn run(start: ShardStart) -> io::Result<()> {
             peers: Peers::default(),
             open: OpenRequests::default(),
             stalled: VecDeque::new(),
+            stalled_bytes: 0,
             deleting: BTreeMap::new(),
             jobs: BTreeMap::new(),
             next_job: 0,

@@ -273,6 +273,19 @@ fn rule_7_nothing_is_served_before_the_first_entry_of_the_epoch_is_everywhere() 
 }
 
 #[test]
+fn rule_7_a_member_that_waits_for_a_lease_to_run_out_is_not_silent() {
+    let mut world = World::serving(&[A, B, C]);
+    world.run_for(timing().renew);
+    world.crash(A);
+    world.change_primary(B, true);
+    world.configure_all();
+    world.proposals.clear();
+    world.run_for(timing().lease + ms(200));
+    assert_eq!(world.serves(B), Some(Epoch(2)));
+    assert!(world.proposals.is_empty(), "{:?}", world.proposals);
+}
+
+#[test]
 fn rule_7_an_epoch_is_served_by_one_process_run() {
     let mut world = World::serving(&[A, B, C]);
     world.crash(A);

@@ -81,6 +81,9 @@ pub struct ReplicaRow {
     pub promised: (Epoch, Token),
     /// Everything up to here is in the slots.
     pub base: Position,
+    /// Commit point that the last round of destaging began with, at least. It is durable before the round
+    /// writes in place, so that recovery applies all that a torn write may have damaged.
+    pub commit: Sequence,
     /// Where the copy that is being filled started.
     pub copying: Option<Sequence>,
     /// Operations applied, as of `base`.
@@ -205,7 +208,8 @@ impl ReplicaRow {
     /// The row of a copy just made.
     pub fn empty(segment: SegmentId) -> Self {
         let promised = (Epoch(0), Token(0));
-        Self { segment, promised, base: Position::default(), copying: None, applied: Vec::new() }
+        let (base, commit) = (Position::default(), Sequence(0));
+        Self { segment, promised, base, commit, copying: None, applied: Vec::new() }
     }
 
     /// Bytes of the row.
@@ -215,9 +219,9 @@ impl ReplicaRow {
         let copying = self.copying.map_or(0, |s| s.0);
         let (epoch, token) = self.promised;
         let base = self.base;
-        for word in
-            [self.segment.volume.0, epoch.0, token.0, base.epoch.0, base.sequence.0, copying]
-        {
+        let volume = self.segment.volume.0;
+        let base = [base.epoch.0, base.sequence.0];
+        for word in [volume, epoch.0, token.0, base[0], base[1], self.commit.0, copying] {
             out.put_u64(word);
         }
         out.put_u32(self.applied.len() as u32);
@@ -247,10 +251,11 @@ fn decode_replica(fields: &mut Fields<'_>) -> Option<ReplicaRow> {
     let segment = SegmentId { volume: VolumeId(fields.u64()?), index };
     let promised = (Epoch(fields.u64()?), Token(fields.u64()?));
     let base = decode_position(fields)?;
+    let commit = Sequence(fields.u64()?);
     let from = Sequence(fields.u64()?);
     let applied = (0..fields.u32()?).map(|_| decode_session(fields)).collect::<Option<_>>()?;
     let copying = (copying == 1).then_some(from);
-    fields.0.is_empty().then_some(ReplicaRow { segment, promised, base, copying, applied })
+    fields.0.is_empty().then_some(ReplicaRow { segment, promised, base, commit, copying, applied })
 }
 
 fn decode_session(fields: &mut Fields<'_>) -> Option<AppliedSession> {
@@ -343,6 +348,7 @@ mod tests {
             segment: SegmentId { volume: VolumeId(1), index: 5 },
             promised: (Epoch(3), Token(3)),
             base: at,
+            commit: Sequence(10),
             copying: Some(Sequence(8)),
             applied,
         }
@@ -362,7 +368,7 @@ mod tests {
         let hex =
             |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat();
         let word = |n: u8| format!("{n:02x}00000000000000");
-        let words: String = [1, 3, 3, 2, 9, 8].map(word).concat();
+        let words: String = [1, 3, 3, 2, 9, 10, 8].map(word).concat();
         let session = [4, 3, 6].map(word).concat() + "01000000" + &[7, 2, 9].map(word).concat();
         assert_eq!(hex(&replica().encode()), format!("0101000005000000{words}01000000{session}"));
         let zeroes = |n: usize| "00".repeat(n);

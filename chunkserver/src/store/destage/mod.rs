@@ -178,6 +178,7 @@ impl Destager {
                 self.round(&frozen, points, promises, ends)
             }
             Job::BeginCopy { replica, have, own, point } => {
+                self.note_commits(std::iter::once((replica, have)))?;
                 let mut pending = Pending::new(&self.store);
                 let mut base = None;
                 self.destage(&own, &mut pending)?;
@@ -210,6 +211,23 @@ impl Destager {
         Ok(row.map(|row| ReplicaRow::decode(&row)).transpose().map_err(CatalogError::from)?)
     }
 
+    /// Makes the commit points durable that a round begins with. They are in the catalog, for the journal
+    /// may be full, and then it is this round that makes room in it.
+    fn note_commits(
+        &self,
+        commits: impl Iterator<Item = (ReplicaId, Sequence)>,
+    ) -> Result<(), Fault> {
+        let mut batch = Batch::new();
+        for (replica, commit) in commits {
+            let Some(mut row) = self.replica(replica)? else { continue };
+            if row.commit < commit {
+                row.commit = commit;
+                batch.push((replica_key(replica), Some(row.encode())));
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { Ok(self.store.catalog.write(batch)?) }
+    }
+
     fn round(
         &mut self,
         frozen: &Generation,
@@ -217,6 +235,7 @@ impl Destager {
         promises: BTreeMap<ReplicaId, (Epoch, Token)>,
         ends: Vec<End>,
     ) -> Result<Report, Fault> {
+        self.note_commits(points.iter().map(|point| (point.replica, point.at.sequence)))?;
         let mut pending = Pending::new(&self.store);
         self.destage(frozen, &mut pending)?;
         for end in &ends {

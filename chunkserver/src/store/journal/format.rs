@@ -18,10 +18,10 @@
 //! | 56 | 8 | sum | xxh3 of the header area without this field |
 //! | 64 | | records | packed |
 //!
-//! A record: u8 kind (1 entry, 2 promise, 3 commit), u8 change (0 activate, 1 write, 2 zero, 3 zero
+//! A record: u8 kind (1 entry, 2 promise), u8 change (0 activate, 1 write, 2 zero, 3 zero
 //! and discard), u8 has operation, u8 0, u32 payload bytes, u64 replica, u64 volume, u32 segment index,
 //! u32 checksums. Entry: u64 epoch, sequence, token, session, number, lowest open, commit, u32 offset, u32
-//! length, then the checksums, u64 each. Promise: u64 epoch, token. Commit: u64 commit. The checksums are
+//! length, then the checksums, u64 each. Promise: u64 epoch, token. The checksums are
 //! the payload's, so a torn payload is found by them.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -105,7 +105,6 @@ pub fn record_bytes(record: &Record) -> (usize, usize) {
             None => (RECORD_BYTES + ENTRY_BYTES, 0),
         },
         Record::Promise { .. } => (RECORD_BYTES + 16, 0),
-        Record::Commit { .. } => (RECORD_BYTES + 8, 0),
     }
 }
 
@@ -180,10 +179,6 @@ fn put_record(out: &mut Vec<u8>, record: &Record) {
             put_common(out, [2, 0, 0, 0], 0, *replica, *segment, 0);
             out.put_u64(epoch.0);
             out.put_u64(token.0);
-        }
-        Record::Commit { replica, segment, commit } => {
-            put_common(out, [3, 0, 0, 0], 0, *replica, *segment, 0);
-            out.put_u64(commit.0);
         }
     }
 }
@@ -293,7 +288,6 @@ fn decode_record(fields: &mut Fields<'_>, file: &Bytes, at: &mut usize) -> Optio
             let (epoch, token) = (Epoch(fields.u64()?), Token(fields.u64()?));
             Some(Record::Promise { replica, segment, epoch, token })
         }
-        3 => Some(Record::Commit { replica, segment, commit: Sequence(fields.u64()?) }),
         _ => None,
     }
 }
@@ -345,7 +339,6 @@ mod tests {
             Record::Entry { replica, segment, entry, commit: Sequence(2) },
             Record::Promise { replica, segment, epoch: Epoch(3), token: Token(4) },
             Record::Entry { replica, segment, entry: zero, commit: Sequence(2) },
-            Record::Commit { replica, segment, commit: Sequence(3) },
         ]
     }
 
@@ -362,8 +355,8 @@ mod tests {
         assert_eq!((sum, xxh3_64(&batch)), (GOLDEN_SUM, GOLDEN_BATCH));
     }
 
-    const GOLDEN_SUM: u64 = 13_344_873_383_563_931_784;
-    const GOLDEN_BATCH: u64 = 1_544_515_898_637_541_094;
+    const GOLDEN_SUM: u64 = 4_566_507_915_168_945_453;
+    const GOLDEN_BATCH: u64 = 11_943_919_248_428_113_813;
 
     #[test]
     fn a_batch_decodes_to_its_records_and_a_torn_one_does_not() {

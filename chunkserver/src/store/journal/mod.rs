@@ -44,25 +44,13 @@ pub enum Record {
         /// Token that comes with it.
         token: Token,
     },
-    /// A commit point. Destaging writes it first, so that recovery applies all that a torn
-    /// in-place write may have damaged.
-    Commit {
-        /// Copy.
-        replica: ReplicaId,
-        /// Its segment.
-        segment: SegmentId,
-        /// Commit point.
-        commit: Sequence,
-    },
 }
 
 impl Record {
     /// Copy it belongs to.
     pub fn replica(&self) -> ReplicaId {
         match self {
-            Self::Entry { replica, .. }
-            | Self::Promise { replica, .. }
-            | Self::Commit { replica, .. } => *replica,
+            Self::Entry { replica, .. } | Self::Promise { replica, .. } => *replica,
         }
     }
 }

@@ -196,8 +196,6 @@ struct Replica {
 #[derive(Debug)]
 struct Round {
     frozen: Arc<Generation>,
-    /// Handed to the destager when all records up to here are durable.
-    waits: Option<(Ticket, destage::Job)>,
     /// What the journal is freed up to, afterwards.
     points: Vec<(ReplicaId, Sequence)>,
 }
@@ -240,7 +238,6 @@ impl ShardStore {
                 Record::Promise { epoch, token, .. } => {
                     replica.promised = replica.promised.max((*epoch, *token));
                 }
-                Record::Commit { .. } => {}
             }
         }
         self.queue(record)
@@ -379,30 +376,13 @@ impl ShardStore {
             }
         }
         let promises = self.promises_to_save();
-        let mut done = Vec::with_capacity(points.len());
-        let mut last = self.ring.last();
-        for point in &points {
-            let Some(replica) = self.replicas.get(&point.replica) else { continue };
-            let commit = point.at.sequence;
-            done.push((point.replica, commit));
-            let segment = replica.segment;
-            last = self.queue(Record::Commit { replica: point.replica, segment, commit });
-        }
+        let mut done: Vec<_> = points.iter().map(|p| (p.replica, p.at.sequence)).collect();
         done.extend(ends.iter().map(|end| (end.replica, end.at.sequence)));
         let frozen = Arc::new(frozen);
         let job = destage::Job::Round { frozen: frozen.clone(), points, promises, ends };
-        self.round = Some(Round { frozen, waits: Some((last, job)), points: done });
+        self.round = Some(Round { frozen, points: done });
+        self.destager.give(job);
         self.submit();
-        self.start_round();
-    }
-
-    fn start_round(&mut self) {
-        let durable = self.ring.durable();
-        if let Some(round) = &mut self.round
-            && let Some((_, job)) = round.waits.take_if(|(ticket, _)| *ticket <= durable)
-        {
-            self.destager.give(job);
-        }
     }
 
     /// Collects what has happened.
@@ -435,7 +415,6 @@ impl ShardStore {
         match written {
             Ok(written) => {
                 out.push(Completion::Durable(self.ring.written(written)));
-                self.start_round();
             }
             Err(error) => self.fail(Failure::Journal(error), out),
         }

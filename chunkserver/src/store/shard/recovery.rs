@@ -111,7 +111,6 @@ impl Found {
             Record::Promise { epoch, token, .. } => {
                 self.promise = self.promise.max((*epoch, *token));
             }
-            Record::Commit { commit, .. } => self.commit = self.commit.max(*commit),
             Record::Entry { entry, commit, .. } => {
                 self.commit = self.commit.max(*commit);
                 self.add_entry(entry, row);
@@ -156,7 +155,7 @@ fn revive(
     if let Some(have) = row.copying {
         entries.retain(|entry| entry.position.sequence <= have);
     }
-    let commit = found.commit.max(row.base.sequence);
+    let commit = found.commit.max(row.commit).max(row.base.sequence);
     let commit = row.copying.map_or(commit, |have| have.max(row.base.sequence));
     replica.tail = entries.iter().cloned().collect();
     let recovered = Recovered {
@@ -212,9 +211,7 @@ fn read_journal(
         Record::Entry { replica, entry, .. } => {
             rows.get(replica).is_some_and(|row| entry.position.sequence > row.base.sequence)
         }
-        Record::Promise { replica, .. } | Record::Commit { replica, .. } => {
-            rows.contains_key(replica)
-        }
+        Record::Promise { replica, .. } => rows.contains_key(replica),
     };
     let mut scans = Vec::with_capacity(files.len());
     for file in files {

@@ -35,7 +35,6 @@ enum Summary {
         last: Sequence,
     },
     Promise(ReplicaId, (Epoch, Token)),
-    Commit,
 }
 
 /// The passes in use.
@@ -130,7 +129,6 @@ impl Ring {
                 let held = self.passes.entry(pass).or_default().entry(replica).or_default();
                 held.promise = held.promise.max(Some(promise));
             }
-            Summary::Commit => {}
         }
     }
 
@@ -145,14 +143,6 @@ impl Ring {
         for held in self.passes.values_mut().filter_map(|pass| pass.get_mut(&replica)) {
             held.last = held.last.min(last);
         }
-    }
-
-    pub(super) fn durable(&self) -> Ticket {
-        self.durable
-    }
-
-    pub(super) fn last(&self) -> Ticket {
-        self.last
     }
 
     fn free_files(&self) -> u64 {
@@ -214,7 +204,6 @@ impl Summary {
             Record::Promise { replica, epoch, token, .. } => {
                 Self::Promise(*replica, (*epoch, *token))
             }
-            Record::Commit { .. } => Self::Commit,
         }
     }
 }
