@@ -63,7 +63,7 @@ impl Default for ClusterSpec {
             chunkservers: 4,
             shards: 1,
             segment_bytes: 64 << 20,
-            journal_bytes: 64 << 20,
+            journal_bytes: 128 << 20,
             devices: vec![DeviceSpec::default()],
             repair_delay: Duration::from_secs(30),
             parent: None,

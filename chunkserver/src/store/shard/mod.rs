@@ -352,7 +352,16 @@ impl ShardStore {
         let ending =
             || self.replicas.values().any(|r| r.copy.as_ref().is_some_and(Copy::is_ending));
         let full = self.active.bytes() >= self.store.config.overlay_bytes / 2;
-        self.round.is_none() && !self.failed && (full || self.ring.is_filling() || ending())
+        let filling = || self.ring.is_filling() && self.can_free();
+        self.round.is_none() && !self.failed && (full || filling() || ending())
+    }
+
+    /// Whether a round would let go of some of the journal: else it would be begun again and again.
+    fn can_free(&self) -> bool {
+        self.replicas
+            .values()
+            .any(|r| r.copy.is_none() && r.applied > r.base.sequence || r.promised > r.saved)
+            || !self.ring.stragglers(&self.replicas).is_empty()
     }
 
     /// Starts a round that brings all that is applied to the slots, unless one is on its way.

@@ -10,8 +10,10 @@ use tidewater_proto::{
 use super::{Record, Replica, ShardStore, Ticket, writer};
 use crate::store::journal::{Shape, recover::Batch};
 
-/// Free files below which client writes wait.
-const FREE_FILES_MIN: u64 = 2;
+/// Client writes wait while less than one file in this many is free. What members append for other
+/// primaries cannot be made to wait, and entries that are not committed yet are appended again to free the
+/// oldest file: both need the rest.
+const FREE_SHARE: u64 = 2;
 
 /// What one pass holds of one replica.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,6 +54,9 @@ pub(super) struct Ring {
     released: u64,
     /// Pass of the first entry that was appended again, of replicas whose last is not durable yet.
     carried_from: BTreeMap<ReplicaId, u64>,
+    /// The last record that was appended again. Nothing is carried again before it is durable: else a
+    /// full ring would have the same tail queued over and over.
+    carried_until: Ticket,
 }
 
 impl Ring {
@@ -62,6 +67,7 @@ impl Ring {
             on_the_way: VecDeque::new(),
             last: Ticket(0),
             durable: Ticket(0),
+            carried_until: Ticket(0),
             newest,
             released: 0,
             carried_from: BTreeMap::new(),
@@ -94,6 +100,7 @@ impl Ring {
             self.last.0 += 1;
             self.on_the_way.push_back(Summary::Carried { replica, sequence, first, last });
         }
+        self.carried_until = self.last;
     }
 
     pub(super) fn written(&mut self, written: writer::Written) -> Ticket {
@@ -150,7 +157,7 @@ impl Ring {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.free_files() >= FREE_FILES_MIN.min(self.shape.files - 1)
+        self.free_files() >= self.shape.files / FREE_SHARE
     }
 
     /// Whether half of the ring is in use.
@@ -175,8 +182,8 @@ impl Ring {
     }
 
     /// Replicas whose entries in the oldest pass are not even applied, once the ring is filling.
-    fn stragglers(&self, replicas: &BTreeMap<ReplicaId, Replica>) -> Vec<ReplicaId> {
-        if !self.is_filling() {
+    pub(super) fn stragglers(&self, replicas: &BTreeMap<ReplicaId, Replica>) -> Vec<ReplicaId> {
+        if !self.is_filling() || self.durable < self.carried_until {
             return Vec::new();
         }
         let Some(oldest) = self.passes.get(&self.released) else { return Vec::new() };
