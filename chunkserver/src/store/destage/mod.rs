@@ -35,8 +35,8 @@ use super::{
 };
 use chunk::Pending;
 
-/// Chunks after which a round writes the catalog and frees slots.
-const CHUNKS_PER_COMMIT: usize = 1_024;
+/// Chunks after which a round writes the catalog and frees slots: as many more slots may be in use for a while.
+const CHUNKS_PER_COMMIT: usize = 256;
 /// Bytes of chunk data gathered before they are written, sorted.
 const GATHER_BYTES: usize = 16 << 20;
 
