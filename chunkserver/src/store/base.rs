@@ -259,11 +259,6 @@ impl Store {
         &self.devices
     }
 
-    /// Chunks that can still be stored.
-    pub fn free_chunks(&self) -> u64 {
-        self.devices.iter().filter(|d| !d.has_failed()).map(|d| u64::from(d.room().0)).sum()
-    }
-
     /// Whether no device keeps limits, so that a read may be waited for.
     pub(crate) fn is_fast(&self) -> bool {
         self.crew == Crew::Threads && self.devices.iter().all(Device::is_unlimited)

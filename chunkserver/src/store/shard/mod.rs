@@ -270,15 +270,22 @@ impl ShardStore {
         devices.map(|d| u64::from(d.room().1)).sum()
     }
 
-    /// Chunks that can still be stored, less those that are only in memory so far.
+    /// Chunks that can still be stored: this shard's share of the devices, less the chunks that have data
+    /// in a slot or in memory. Slots that a round has taken and not yet given back do not count: it gives
+    /// them back before it fails for want of them.
     pub fn free_chunks(&self) -> u64 {
+        let share = self.capacity_chunks() / self.store.config.shards.max(1) as u64;
+        let mapped = self.replicas.values().flat_map(|r| r.chunks.values());
+        let stored = mapped.filter(|chunk| chunk.data).count() as u64;
         let frozen = self.round.as_ref().map(|round| &*round.frozen);
-        let new = [Some(&self.active), frozen].into_iter().flatten().flat_map(Generation::iter);
-        let is_new = |replica: ReplicaId, chunk: u32| {
-            self.replicas.get(&replica).is_none_or(|r| !r.chunks.contains_key(&chunk))
+        let changed = [Some(&self.active), frozen].into_iter().flatten().flat_map(Generation::iter);
+        let is_stored = |replica: ReplicaId, chunk: u32| {
+            let mapped = self.replicas.get(&replica).and_then(|r| r.chunks.get(&chunk));
+            mapped.is_some_and(|mapped| mapped.data)
         };
-        let count = new.filter(|(replica, chunk, _)| is_new(*replica, *chunk)).count() as u64;
-        self.store.free_chunks().saturating_sub(count)
+        let new: BTreeSet<(ReplicaId, u32)> =
+            changed.map(|(r, chunk, _)| (r, chunk)).filter(|&(r, c)| !is_stored(r, c)).collect();
+        share.saturating_sub(stored + new.len() as u64)
     }
 
     /// Applies a committed entry; entries of a replica come in order. An entry that a chunk already
