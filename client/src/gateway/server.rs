@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use tidewater_proto::link;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -177,7 +178,7 @@ impl<D: LocalBlockDevice> Server<D> {
         while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((socket, peer)) => {
-                    if let Err(error) = socket.set_nodelay(true) {
+                    if let Err(error) = link::tune(&socket) {
                         tracing::debug!(%peer, %error, "client left at once");
                         continue;
                     }
