@@ -41,6 +41,12 @@ pub(super) struct OpenRequests {
     open: HashMap<RequestId, Open>,
 }
 
+impl OpenRequests {
+    pub(super) fn count(&self) -> usize {
+        self.open.len()
+    }
+}
+
 struct Open {
     client: FrameSender,
     id: u64,
@@ -173,6 +179,8 @@ impl Shard {
         if let Some(payload) = self.store.read(replica, extent, tag) {
             self.jobs.remove(&tag);
             self.reply(id, Reply::Data(payload));
+        } else {
+            self.turn.notify_one();
         }
     }
 }

@@ -44,8 +44,9 @@ impl Shard {
             }
             Effect::Compare { id: request, extent, expect } => {
                 let tag = self.job(Job::Compare { replica: id, id: request, expect });
-                if let Some(found) = self.store.read(id, extent, tag) {
-                    self.read_done(tag, Ok(found));
+                match self.store.read(id, extent, tag) {
+                    Some(found) => self.read_done(tag, Ok(found)),
+                    None => self.turn.notify_one(),
                 }
             }
             Effect::Propose { epoch, change, reason } => {

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     clock::BootClock,
     replica::Timing,
-    store::{Recovered, ShardStore},
+    store::{Ready, Recovered, ShardStore},
 };
 
 /// How often replicas see time pass.
@@ -76,7 +76,7 @@ pub(crate) fn start(start: ShardStart) -> io::Result<JoinHandle<io::Result<()>>>
 async fn run(start: ShardStart) -> io::Result<()> {
     let listener = TcpListener::from_std(start.listener)?;
     let turn = Rc::new(Notify::new());
-    let completions = start.store.notifier();
+    let completions = start.store.ready()?;
     let shard = Rc::new_cyclic(|me| {
         RefCell::new(Shard {
             index: start.index,
@@ -133,17 +133,19 @@ async fn run(start: ShardStart) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends each turn of the loop: what was read together goes to the journal together.
+/// Ends each turn of the loop: what was read together goes to the journal together. First the other tasks have
+/// their turn, for what they send to other members must not wait for this member's journal.
 async fn turns(shard: &Rc<RefCell<Shard>>, turn: &Notify) {
     loop {
         turn.notified().await;
+        tokio::task::yield_now().await;
         shard.borrow_mut().end_turn();
     }
 }
 
-async fn complete(shard: &Rc<RefCell<Shard>>, completions: &Notify) {
+async fn complete(shard: &Rc<RefCell<Shard>>, completions: &Ready) {
     loop {
-        completions.notified().await;
+        completions.wait().await;
         shard.borrow_mut().poll_store();
     }
 }
@@ -165,6 +167,10 @@ impl Shard {
         self.read_chunks();
         self.send_leases();
         self.store.submit();
+        if self.open.count() == 1 {
+            self.store.submit_read();
+            self.poll_store();
+        }
     }
 }
 

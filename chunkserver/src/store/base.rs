@@ -31,6 +31,8 @@ pub const JOURNAL_BYTES: u64 = 512 << 20;
 pub const OVERLAY_BYTES: u64 = 128 << 20;
 /// Default threads that read from devices, a shard.
 pub const READ_THREADS: usize = 4;
+/// Default memory for blocks read last, a shard, bytes.
+pub const CACHE_BYTES: u64 = 64 << 20;
 
 /// One device of a chunkserver.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -86,6 +88,8 @@ pub struct StoreConfig {
     pub shards: usize,
     /// Threads that read, a shard.
     pub read_threads: usize,
+    /// Memory of a shard for blocks read last, bytes.
+    pub cache_bytes: u64,
 }
 
 impl StoreConfig {
@@ -98,6 +102,7 @@ impl StoreConfig {
             overlay_bytes: OVERLAY_BYTES,
             shards,
             read_threads: READ_THREADS,
+            cache_bytes: CACHE_BYTES,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeSet,
+    io::{self, IoSlice},
+    os::fd::{AsRawFd, RawFd},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -10,13 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidewater_proto::geometry::CHUNK_BYTES;
+use tidewater_proto::{
+    aligned::{ALIGN_BYTES, AlignedBuf},
+    geometry::CHUNK_BYTES,
+};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    aligned::{ALIGN_BYTES, AlignedBuf},
-    disk::{Disk, DiskError, DiskFile, Mode},
+    disk::{Disk, DiskError, DiskFile, DiskOp, Mode, Part},
     limits::{Bucket, Limits},
     slots::{NoSpace, Slots},
 };
@@ -186,6 +191,20 @@ impl Device {
         self.failed.load(Ordering::Acquire)
     }
 
+    /// Where a slot lies, for reads that do not come through here: the file, and the offset in it. None if it
+    /// keeps limits or has failed.
+    pub(crate) fn direct(&self, slot: u32) -> Option<(RawFd, u64)> {
+        let usable = self.limits.is_unlimited() && !self.has_failed();
+        let file = self.file.direct().filter(|_| usable)?;
+        Some((file.as_raw_fd(), slot_offset(slot)))
+    }
+
+    /// A read that did not come through here failed.
+    pub(crate) fn unreadable(&self, source: io::Error) -> DeviceError {
+        let source = DiskError::Io { op: DiskOp::Read, path: SLOTS_FILE.into(), source };
+        DeviceError::Unreadable { device: self.name.clone(), source }
+    }
+
     /// Reads from a slot.
     pub(crate) fn read(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
         self.enter(buf.len())?;
@@ -194,12 +213,16 @@ impl Device {
     }
 
     /// Writes parts given by slot and offset within it.
-    pub(crate) fn write(&self, parts: &[(u32, u64, &[u8])]) -> Result<(), DeviceError> {
-        for (_, _, data) in parts {
-            self.enter(data.len())?;
+    pub(crate) fn write(&self, parts: &[(u32, u64, &[Bytes])]) -> Result<(), DeviceError> {
+        for (_, _, pieces) in parts {
+            self.enter(pieces.iter().map(Bytes::len).sum())?;
         }
-        let parts: Vec<_> =
-            parts.iter().map(|(slot, at, data)| (slot_offset(*slot) + at, *data)).collect();
+        let mut writes: Vec<Part<'_>> = Vec::with_capacity(parts.len());
+        for (slot, at, pieces) in parts {
+            let pieces = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+            writes.push((slot_offset(*slot) + at, pieces));
+        }
+        let parts = writes;
         self.file.write_all_at(&parts).map_err(|e| self.fail(e))
     }
 

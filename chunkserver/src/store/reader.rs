@@ -4,13 +4,13 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use tidewater_proto::{
+    aligned::AlignedBuf,
     checksum,
     geometry::BLOCK_BYTES,
     ids::{ReplicaId, Sequence},
 };
 
 use super::{
-    aligned::AlignedBuf,
     base::Store,
     catalog::{
         CatalogError,
@@ -64,6 +64,8 @@ pub(crate) enum Found {
 pub(crate) struct Report {
     pub(crate) job: Job,
     pub(crate) found: Found,
+    /// The row by which it was read.
+    pub(crate) row: Option<Arc<ChunkRow>>,
 }
 
 /// Does one job at a time.
@@ -94,39 +96,32 @@ impl Reader {
 
     /// Does one job at once.
     pub(crate) fn report(&self, job: Job) -> Report {
-        let found = self.read(&job).unwrap_or_else(Found::Failed);
-        Report { job, found }
+        let (found, row) = self.read(&job).unwrap_or_else(|fault| (Found::Failed(fault), None));
+        Report { job, found, row }
     }
 
-    fn read(&self, job: &Job) -> Result<Found, Fault> {
+    fn read(&self, job: &Job) -> Result<(Found, Option<Arc<ChunkRow>>), Fault> {
         let row = resolve(&self.store, job.replica, job.chunk)?;
         if job.exactly.is_some() && row.as_ref().map(|row| row.changed) != job.exactly {
-            return Ok(Found::Moved);
+            return Ok((Found::Moved, None));
         }
-        let row = row.unwrap_or_else(|| ChunkRow::hole(Sequence(0)));
-        let mut runs = Vec::new();
-        let written = |block: u16| row.sums[usize::from(block)];
-        let together =
-            |a: &u16, b: &u16| a + 1 == *b && written(*a).is_some() == written(*b).is_some();
-        for blocks in job.blocks.chunk_by(together) {
-            let Some(run) = self.run(&row, blocks)? else { return Ok(Found::Mismatch) };
-            runs.push(run);
+        let row = Arc::new(row.unwrap_or_else(|| ChunkRow::hole(Sequence(0))));
+        let mut found = Vec::new();
+        for blocks in runs(&row, &job.blocks) {
+            let Some(run) = self.run(&row, blocks)? else { return Ok((Found::Mismatch, None)) };
+            found.push(run);
         }
-        Ok(Found::Blocks(runs))
+        Ok((Found::Blocks(found), Some(row)))
     }
 
     /// Neighbouring blocks that are all written or all holes; none if they do not match.
     fn run(&self, row: &ChunkRow, blocks: &[u16]) -> Result<Option<Run>, DeviceError> {
-        let first = blocks[0];
-        let mut data = AlignedBuf::zeroed(blocks.len() * BLOCK);
-        let sums: Vec<u64> = blocks.iter().filter_map(|&b| row.sums[usize::from(b)]).collect();
-        let Some(place) = row.place.filter(|_| !sums.is_empty()) else {
-            let sums = vec![checksum::zero_block_sum(); blocks.len()];
-            return Ok(Some(Run { first, data: data.into_bytes(), sums }));
+        let Some(place) = row.place.filter(|_| !is_hole(row, blocks[0])) else {
+            return Ok(Some(hole(blocks)));
         };
-        self.fill(place, first, &mut data)?;
-        let matches = data.chunks_exact(BLOCK).zip(&sums).all(|(d, sum)| checksum::sum(d) == *sum);
-        Ok(matches.then(|| Run { first, data: data.into_bytes(), sums }))
+        let mut data = AlignedBuf::stale(blocks.len() * BLOCK);
+        self.fill(place, blocks[0], &mut data)?;
+        Ok(verified(row, blocks, data))
     }
 
     fn fill(&self, place: Place, first: u16, data: &mut [u8]) -> Result<(), DeviceError> {
@@ -136,6 +131,27 @@ impl Reader {
         };
         device.read(place.slot, u64::from(first) * BLOCK_BYTES, data)
     }
+}
+
+/// Neighbouring blocks that are all written or all holes.
+pub(crate) fn runs<'a>(row: &'a ChunkRow, blocks: &'a [u16]) -> impl Iterator<Item = &'a [u16]> {
+    blocks.chunk_by(|a, b| a + 1 == *b && is_hole(row, *a) == is_hole(row, *b))
+}
+
+pub(crate) fn is_hole(row: &ChunkRow, block: u16) -> bool {
+    row.sums[usize::from(block)].is_none()
+}
+
+pub(crate) fn hole(blocks: &[u16]) -> Run {
+    let data = AlignedBuf::zeroed(blocks.len() * BLOCK).freeze();
+    Run { first: blocks[0], data, sums: vec![checksum::zero_block_sum(); blocks.len()] }
+}
+
+/// A run of written blocks, if the bytes are those that the row's checksums are of (INV-SUM).
+pub(crate) fn verified(row: &ChunkRow, blocks: &[u16], data: AlignedBuf) -> Option<Run> {
+    let sums: Vec<u64> = blocks.iter().filter_map(|&b| row.sums[usize::from(b)]).collect();
+    let matches = data.chunks_exact(BLOCK).zip(&sums).all(|(d, sum)| checksum::sum(d) == *sum);
+    matches.then(|| Run { first: blocks[0], data: data.freeze(), sums })
 }
 
 /// The version of a chunk that a read of the volume sees.

@@ -1,7 +1,10 @@
 //! Writes the chunks of one round: gathers data, then commits rows, then frees slots.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tidewater_proto::{
+    aligned::AlignedBuf,
     checksum,
     entry::Payload,
     geometry::{BLOCK_BYTES, CHUNK_BLOCKS, CHUNK_BYTES},
@@ -13,7 +16,6 @@ use super::{
     plan::{NVME, Plan, plan},
 };
 use crate::store::{
-    aligned::AlignedBuf,
     base::Store,
     catalog::{
         Batch,
@@ -25,49 +27,60 @@ use crate::store::{
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
-/// Bytes on their way to a slot, aligned for direct I/O.
-enum Data {
-    Gathered(AlignedBuf),
-    /// One block as it came in a write.
-    Shared(Bytes),
+/// Runs of whole blocks, by their first block.
+type Runs<'a> = Vec<(u16, Vec<&'a Bytes>)>;
+
+/// Notes the new checksums of an overlay without parts of blocks; the blocks that are to be written.
+fn note_whole<'a>(over: &'a ChunkOverlay, sums: &mut [Option<u64>]) -> Runs<'a> {
+    let mut runs = Runs::new();
+    for (&block, content) in &over.blocks {
+        sums[usize::from(block)] = match content {
+            BlockOverlay::Whole(data, sum) => {
+                match runs.last_mut() {
+                    Some((first, run)) if *first as usize + run.len() == block as usize => {
+                        run.push(data);
+                    }
+                    _ => runs.push((block, vec![data])),
+                }
+                Some(*sum)
+            }
+            BlockOverlay::Zero => None,
+            BlockOverlay::Partial(_) => {
+                unreachable!("parts of blocks are merged with what is there")
+            }
+        };
+    }
+    runs
 }
 
-impl std::ops::Deref for Data {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Gathered(data) => data,
-            Self::Shared(data) => data,
+/// The blocks of a run, aligned for direct I/O; those that lie right in memory are not copied.
+fn pieces(run: &[&Bytes]) -> Vec<Bytes> {
+    let piece = |&block: &&Bytes| {
+        if block.as_ptr().addr().is_multiple_of(BLOCK) {
+            return Bytes::clone(block);
         }
-    }
+        let mut data = AlignedBuf::stale(BLOCK);
+        data.copy_from_slice(block);
+        data.freeze()
+    };
+    run.iter().map(piece).collect()
 }
 
-impl From<AlignedBuf> for Data {
-    fn from(data: AlignedBuf) -> Self {
-        Self::Gathered(data)
-    }
-}
-
-impl Data {
-    /// The blocks of a run; a single one that lies right in memory is not copied.
-    fn of(run: &[&Bytes]) -> Self {
-        if let [block] = run
-            && block.as_ptr().addr().is_multiple_of(BLOCK)
-        {
-            return Self::Shared(Bytes::clone(block));
-        }
-        let mut data = AlignedBuf::zeroed(run.len() * BLOCK);
-        data.chunks_exact_mut(BLOCK).zip(run).for_each(|(to, from)| to.copy_from_slice(from));
-        Self::Gathered(data)
-    }
+/// Whether nothing of the old chunk goes into the new one.
+fn is_all_new(old: Option<&ChunkRow>, over: &ChunkOverlay) -> bool {
+    let partial = over.blocks.values().any(|block| matches!(block, BlockOverlay::Partial(_)));
+    let stays = |block: usize, sum: &Option<u64>| {
+        sum.is_some() && !over.blocks.contains_key(&(block as u16))
+    };
+    let old = old.filter(|_| !over.zeroed);
+    !partial && !old.is_some_and(|old| old.sums.iter().enumerate().any(|(b, sum)| stays(b, sum)))
 }
 
 /// Data not yet written, rows not yet committed and slots not yet free.
 pub(super) struct Pending<'a> {
     store: &'a Store,
     /// (device, slot, offset in the slot), data.
-    writes: Vec<(Place, u64, Data)>,
+    writes: Vec<(Place, u64, Vec<Bytes>)>,
     bytes: usize,
     dirty: std::collections::BTreeSet<u16>,
     pub(super) batch: Batch,
@@ -101,7 +114,13 @@ impl<'a> Pending<'a> {
         match (plan(row.as_ref(), over, NVME), row) {
             (Plan::Remove, Some(row)) => self.remove(replica, chunk, &row, over.changed),
             (Plan::Remove, None) => {
-                self.changed.push(Changed { replica, chunk, at: over.changed, data: None });
+                self.changed.push(Changed {
+                    replica,
+                    chunk,
+                    at: over.changed,
+                    data: None,
+                    row: None,
+                });
             }
             (Plan::InPlace, Some(row)) => self.in_place(replica, chunk, row, over),
             (Plan::InPlace, None) => unreachable!("there is no place"),
@@ -118,7 +137,7 @@ impl<'a> Pending<'a> {
     pub(super) fn remove(&mut self, replica: ReplicaId, chunk: u32, row: &ChunkRow, at: Sequence) {
         self.batch.push((chunk_key(replica, chunk, Owner::Volume), None));
         self.free(row);
-        self.changed.push(Changed { replica, chunk, at, data: None });
+        self.changed.push(Changed { replica, chunk, at, data: None, row: None });
     }
 
     /// Stores a chunk's image from a peer in a fresh slot.
@@ -144,35 +163,17 @@ impl<'a> Pending<'a> {
             data[..bytes.len()].copy_from_slice(bytes);
             self.place(&mut row, old, data)?;
         }
-        self.settle(replica, chunk, &row, old);
+        self.settle(replica, chunk, row, old);
         Ok(())
     }
 
     fn in_place(&mut self, replica: ReplicaId, chunk: u32, old: ChunkRow, over: &ChunkOverlay) {
         let mut row = ChunkRow { changed: over.changed, hash: [0; 32], ..old };
         let place = row.place.expect("planned in place");
-        let mut runs: Vec<(u16, Vec<&Bytes>)> = Vec::new();
-        for (&block, content) in &over.blocks {
-            row.sums[usize::from(block)] = match content {
-                BlockOverlay::Whole(data, sum) => {
-                    match runs.last_mut() {
-                        Some((first, run)) if *first as usize + run.len() == block as usize => {
-                            run.push(data);
-                        }
-                        _ => runs.push((block, vec![data])),
-                    }
-                    Some(*sum)
-                }
-                BlockOverlay::Zero => None,
-                BlockOverlay::Partial(_) => unreachable!("parts of blocks go to a fresh slot"),
-            };
+        for (first, run) in note_whole(over, &mut row.sums) {
+            self.write(place, u64::from(first) * BLOCK_BYTES, pieces(&run));
         }
-        for (first, run) in runs {
-            self.write(place, u64::from(first) * BLOCK_BYTES, Data::of(&run));
-        }
-        let key = chunk_key(replica, chunk, Owner::Volume);
-        self.batch.push((key, Some(row.encode())));
-        self.changed.push(Changed { replica, chunk, at: row.changed, data: Some(true) });
+        self.put_row(replica, chunk, row);
     }
 
     fn fresh(
@@ -183,6 +184,15 @@ impl<'a> Pending<'a> {
         over: &ChunkOverlay,
     ) -> Result<(), Fault> {
         let mut row = ChunkRow::hole(over.changed);
+        if is_all_new(old, over) {
+            let runs = note_whole(over, &mut row.sums);
+            let place = self.allocate(&mut row, old)?;
+            for (first, run) in runs {
+                self.write(place, u64::from(first) * BLOCK_BYTES, pieces(&run));
+            }
+            self.settle(replica, chunk, row, old);
+            return Ok(());
+        }
         let mut data = AlignedBuf::zeroed(CHUNK_BYTES as usize);
         if let Some(old) = old.filter(|_| !over.zeroed) {
             row.sums.clone_from(&old.sums);
@@ -208,7 +218,7 @@ impl<'a> Pending<'a> {
             };
         }
         self.place(&mut row, old, data)?;
-        self.settle(replica, chunk, &row, old);
+        self.settle(replica, chunk, row, old);
         Ok(())
     }
 
@@ -243,6 +253,7 @@ impl<'a> Pending<'a> {
         }
         Ok(())
     }
+
     /// Takes a slot for the chunk and gathers its written blocks.
     fn place(
         &mut self,
@@ -250,6 +261,18 @@ impl<'a> Pending<'a> {
         old: Option<&ChunkRow>,
         data: AlignedBuf,
     ) -> Result<(), Fault> {
+        let place = self.allocate(row, old)?;
+        let written: Vec<usize> = (0..CHUNK_BLOCKS).filter(|&b| row.sums[b].is_some()).collect();
+        let data = data.freeze();
+        for run in written.chunk_by(|a, b| a + 1 == *b) {
+            let range = run[0] * BLOCK..(run[0] + run.len()) * BLOCK;
+            self.write(place, range.start as u64, vec![data.slice(range)]);
+        }
+        Ok(())
+    }
+
+    /// Takes a slot for the chunk.
+    fn allocate(&mut self, row: &mut ChunkRow, old: Option<&ChunkRow>) -> Result<Place, Fault> {
         let preferred = old.and_then(|old| old.place).map(|place| place.device);
         let place = match self.store.allocate(preferred) {
             Err(DeviceError::NoSpace(_)) => {
@@ -260,26 +283,20 @@ impl<'a> Pending<'a> {
             other => other?,
         };
         (row.place, row.references) = (Some(place), 1);
-        let written: Vec<usize> = (0..CHUNK_BLOCKS).filter(|&b| row.sums[b].is_some()).collect();
-        if written.len() == CHUNK_BLOCKS {
-            self.write(place, 0, data);
-            return Ok(());
-        }
-        for run in written.chunk_by(|a, b| a + 1 == *b) {
-            let mut part = AlignedBuf::zeroed(run.len() * BLOCK);
-            part.copy_from_slice(&data[run[0] * BLOCK..][..run.len() * BLOCK]);
-            self.write(place, (run[0] * BLOCK) as u64, part);
-        }
-        Ok(())
+        Ok(place)
     }
 
-    fn settle(&mut self, replica: ReplicaId, chunk: u32, row: &ChunkRow, old: Option<&ChunkRow>) {
+    fn settle(&mut self, replica: ReplicaId, chunk: u32, row: ChunkRow, old: Option<&ChunkRow>) {
         if let Some(old) = old {
             self.free(old);
         }
-        let data = Some(row.place.is_some());
-        self.changed.push(Changed { replica, chunk, at: row.changed, data });
+        self.put_row(replica, chunk, row);
+    }
+
+    fn put_row(&mut self, replica: ReplicaId, chunk: u32, row: ChunkRow) {
         self.batch.push((chunk_key(replica, chunk, Owner::Volume), Some(row.encode())));
+        let (at, data) = (row.changed, Some(row.place.is_some()));
+        self.changed.push(Changed { replica, chunk, at, data, row: Some(Arc::new(row)) });
     }
 
     /// Gives a slot back that no other row refers to.
@@ -287,10 +304,9 @@ impl<'a> Pending<'a> {
         self.freed.extend(old.place.filter(|_| old.references == 1));
     }
 
-    fn write(&mut self, place: Place, offset: u64, data: impl Into<Data>) {
-        let data = data.into();
-        self.bytes += data.len();
-        self.writes.push((place, offset, data));
+    fn write(&mut self, place: Place, offset: u64, pieces: Vec<Bytes>) {
+        self.bytes += pieces.iter().map(Bytes::len).sum::<usize>();
+        self.writes.push((place, offset, pieces));
     }
 
     fn device(&self, place: Place) -> Result<&'a Device, DeviceError> {
@@ -307,7 +323,7 @@ impl<'a> Pending<'a> {
         writes.sort_by_key(|(place, offset, _)| (*place, *offset));
         for of_device in writes.chunk_by(|a, b| a.0.device == b.0.device) {
             let place = of_device[0].0;
-            let parts: Vec<(u32, u64, &[u8])> =
+            let parts: Vec<(u32, u64, &[Bytes])> =
                 of_device.iter().map(|(place, at, data)| (place.slot, *at, &data[..])).collect();
             self.device(place)?.write(&parts)?;
             self.dirty.insert(place.device);

@@ -91,7 +91,7 @@ pub(crate) enum Job {
 }
 
 /// What became of a chunk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Changed {
     pub(crate) replica: ReplicaId,
     pub(crate) chunk: u32,
@@ -99,6 +99,8 @@ pub(crate) struct Changed {
     pub(crate) at: Sequence,
     /// Whether there is data; none: the row is gone.
     pub(crate) data: Option<bool>,
+    /// The row.
+    pub(crate) row: Option<Arc<ChunkRow>>,
 }
 
 /// What the destager reports.

@@ -1,12 +1,20 @@
 //! The one seam between the store and a file system: named files of fixed size, read and written
 //! at block-aligned offsets.
 
+mod read_ring;
 mod real;
 mod ring;
 mod sim;
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::Arc,
+};
 
+pub(crate) use read_ring::ReadRing;
 pub use real::RealDisk;
 pub(crate) use sim::Tick;
 pub use sim::{Keep, SimClock, SimDisk};
@@ -88,7 +96,7 @@ pub enum Mode {
 ///
 /// - A created file has the length asked for, reads as zeroes, and is durable when `create`
 ///   returns; a crash before that leaves no file of that name.
-/// - Offsets, lengths and memory are multiples of [`ALIGN_BYTES`](super::aligned::ALIGN_BYTES).
+/// - Offsets, lengths and memory are multiples of [`ALIGN_BYTES`](tidewater_proto::aligned::ALIGN_BYTES).
 /// - A write is visible to later reads when it returns, and durable as [`Mode`] says. Until then a
 ///   crash may keep all, none or any 512-byte sectors of it.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -106,17 +114,26 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn list(&self) -> Result<Vec<String>, DiskError>;
 }
 
+/// Pieces of memory that are written one behind the other, and where.
+pub type Part<'a> = (u64, Vec<IoSlice<'a>>);
+
 /// An open file of a [`Disk`].
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Fills `buf` from `offset`.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), DiskError>;
 
-    /// Writes `data` at `offset`, which must end within the file.
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError>;
+    /// Writes the pieces, one behind the other from `offset`; they must end within the file. A crash finds them
+    /// as one write.
+    fn write_pieces_at(&self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), DiskError>;
+
+    /// Writes `data` at `offset`.
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.write_pieces_at(offset, &[IoSlice::new(data)])
+    }
 
     /// Writes several ranges, in any order.
-    fn write_all_at(&self, parts: &[(u64, &[u8])]) -> Result<(), DiskError> {
-        parts.iter().try_for_each(|(offset, data)| self.write_at(*offset, data))
+    fn write_all_at(&self, parts: &[Part<'_>]) -> Result<(), DiskError> {
+        parts.iter().try_for_each(|(offset, pieces)| self.write_pieces_at(*offset, pieces))
     }
 
     /// Makes all earlier writes durable.
@@ -127,12 +144,17 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 
     /// Makes the file at least `bytes` long, durably. New bytes read as zeroes.
     fn grow(&self, bytes: u64) -> Result<(), DiskError>;
+
+    /// The open file itself, where reads may bypass this trait.
+    fn direct(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::aligned::AlignedBuf;
+    use tidewater_proto::aligned::AlignedBuf;
 
     fn page(byte: u8, pages: usize) -> AlignedBuf {
         let mut buf = AlignedBuf::zeroed(4096 * pages);
@@ -149,8 +171,10 @@ mod tests {
         for mode in [Mode::Direct, Mode::Durable] {
             let file = disk.open("a", mode)?;
             file.write_at(4096, &page(7, 1))?;
-            let parts = [(12288, &page(9, 1)[..]), (8192, &page(8, 1)[..])];
+            let (eight, nine) = (page(8, 1), page(9, 1));
+            let parts = [(12288, vec![IoSlice::new(&nine)]), (8192, vec![IoSlice::new(&eight)])];
             file.write_all_at(&parts)?;
+            file.write_pieces_at(8192, &[IoSlice::new(&eight), IoSlice::new(&nine)])?;
             file.sync()?;
         }
         let file = disk.open("a", Mode::Direct)?;

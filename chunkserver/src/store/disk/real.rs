@@ -2,19 +2,24 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    io::{self, IoSlice},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rustix::fs::{FallocateFlags, OFlags};
 
-use super::{Disk, DiskError, DiskFile, DiskOp, Mode, ring};
-use crate::store::aligned::AlignedBuf;
+use super::{Disk, DiskError, DiskFile, DiskOp, Mode, Part, ring};
+use tidewater_proto::aligned::AlignedBuf;
 
 /// Zeroes written at a time when a file is made, bytes.
 const FILL_BYTES: usize = 1 << 20;
+/// Pieces of one system call (`IOV_MAX`).
+const PIECES_MAX: usize = 1024;
 /// Ending of a file that is not whole yet.
 const UNFINISHED: &str = ".new";
 
@@ -91,15 +96,15 @@ impl DiskFile for RealFile {
         self.file.read_exact_at(buf, offset).map_err(|e| failed(DiskOp::Read, &self.path, e))
     }
 
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all_at(data, offset).map_err(|e| failed(DiskOp::Write, &self.path, e))
+    fn write_pieces_at(&self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        write_pieces(&self.file, offset, pieces).map_err(|e| failed(DiskOp::Write, &self.path, e))
     }
 
     /// Many at a time, since one write at a time leaves a drive idle.
-    fn write_all_at(&self, parts: &[(u64, &[u8])]) -> Result<(), DiskError> {
+    fn write_all_at(&self, parts: &[Part<'_>]) -> Result<(), DiskError> {
         match ring::write_all(&self.file, parts) {
             Some(written) => written.map_err(|e| failed(DiskOp::Write, &self.path, e)),
-            None => parts.iter().try_for_each(|(offset, data)| self.write_at(*offset, data)),
+            None => parts.iter().try_for_each(|(at, pieces)| self.write_pieces_at(*at, pieces)),
         }
     }
 
@@ -122,6 +127,29 @@ impl DiskFile for RealFile {
             .map_err(|e| grow(e.into()))?;
         self.file.sync_all().map_err(grow)
     }
+
+    fn direct(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+}
+
+fn write_pieces(file: &File, mut offset: u64, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+    for group in pieces.chunks(PIECES_MAX) {
+        let mut group = group.to_vec();
+        let mut rest = &mut group[..];
+        while !rest.is_empty() {
+            match rustix::io::pwritev(file, rest, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn direct(path: &Path, flags: OFlags, create: bool) -> Result<File, DiskError> {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, IoSlice},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -252,10 +252,14 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-        assert_aligned(offset, data);
+    fn write_pieces_at(&self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        let mut data = Vec::new();
+        for piece in pieces {
+            assert_aligned(offset + data.len() as u64, piece);
+            data.extend_from_slice(piece);
+        }
         assert!(offset + data.len() as u64 <= self.bytes()?, "write past the end of {}", self.name);
-        let add = |image: &mut Image| image.pending.push((offset, data.to_vec()));
+        let add = |image: &mut Image| image.pending.push((offset, data));
         self.disk.tick(DiskOp::Write, &self.name, add)?;
         if self.mode == Mode::Durable {
             self.disk.with(&self.name, settle);
@@ -299,7 +303,7 @@ fn overlay(offset: u64, buf: &mut [u8], at: u64, data: &[u8]) {
 }
 
 fn assert_aligned(offset: u64, memory: &[u8]) {
-    let align = crate::store::aligned::ALIGN_BYTES;
+    let align = tidewater_proto::aligned::ALIGN_BYTES;
     let ok = offset.is_multiple_of(align as u64)
         && memory.len().is_multiple_of(align)
         && (memory.as_ptr() as usize).is_multiple_of(align);
@@ -309,7 +313,7 @@ fn assert_aligned(offset: u64, memory: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::aligned::AlignedBuf;
+    use tidewater_proto::aligned::AlignedBuf;
 
     fn written(keep: Keep) -> Vec<u8> {
         let clock = SimClock::new(7);

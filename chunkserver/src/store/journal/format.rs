@@ -27,6 +27,7 @@
 
 use bytes::Bytes;
 use tidewater_proto::{
+    aligned::AlignedBuf,
     entry::{Change, Entry, Payload},
     geometry::{Extent, SEGMENT_BYTES},
     ids::{Epoch, OpId, Position, ReplicaId, SegmentId, Sequence, SessionId, Token, VolumeId},
@@ -34,10 +35,7 @@ use tidewater_proto::{
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::Record;
-use crate::store::{
-    aligned::AlignedBuf,
-    fields::{Fields, PutFields},
-};
+use crate::store::fields::{Fields, PutFields};
 
 /// Unit of the journal, bytes.
 pub const BLOCK: usize = 4096;
@@ -120,8 +118,9 @@ fn payload(entry: &Entry<Payload>) -> Option<&Payload> {
     }
 }
 
-/// Writes a batch into one aligned buffer; also its sum.
-pub fn encode(stamp: &Stamp, records: &[Record]) -> (AlignedBuf, u64) {
+/// Makes a batch of pieces to be written one behind the other, each aligned for direct I/O; also its sum. Payloads
+/// that lie right in memory are not copied.
+pub fn encode(stamp: &Stamp, records: &[Record]) -> (Vec<Bytes>, u64) {
     let mut head = Vec::with_capacity(BLOCK);
     head.resize(FIXED_BYTES, 0);
     for record in records {
@@ -131,19 +130,26 @@ pub fn encode(stamp: &Stamp, records: &[Record]) -> (AlignedBuf, u64) {
     let payloads: usize = records.iter().map(|r| record_bytes(r).1).sum();
     let bytes = head.len() + payloads;
     let sum = put_fixed(&mut head, stamp, bytes, records.len());
-
-    let mut out = AlignedBuf::zeroed(bytes);
-    out[..head.len()].copy_from_slice(&head);
-    let mut at = head.len();
+    let mut pieces = vec![padded(&head)];
     for record in records {
         if let Record::Entry { entry, .. } = record
             && let Some(payload) = payload(entry)
         {
-            out[at..at + payload.data.len()].copy_from_slice(&payload.data);
-            at += payload.data.len().next_multiple_of(BLOCK);
+            let data = &payload.data;
+            let lies_right =
+                data.len().is_multiple_of(BLOCK) && data.as_ptr().addr().is_multiple_of(BLOCK);
+            pieces.push(if lies_right { data.clone() } else { padded(data) });
         }
     }
-    (out, sum)
+    (pieces, sum)
+}
+
+/// A copy in aligned memory, padded with zeroes.
+fn padded(data: &[u8]) -> Bytes {
+    let mut out = AlignedBuf::stale(data.len().next_multiple_of(BLOCK));
+    out[..data.len()].copy_from_slice(data);
+    out[data.len()..].fill(0);
+    out.freeze()
 }
 
 fn put_fixed(head: &mut [u8], stamp: &Stamp, bytes: usize, records: usize) -> u64 {
@@ -350,6 +356,7 @@ mod tests {
     #[test]
     fn a_batch_is_stable() {
         let (batch, sum) = encode(&stamp(), &records());
+        let batch = batch.concat();
         assert_eq!(batch.len(), 8192);
         assert_eq!(&batch[..8], b"TWJB\x01\0\0\0");
         assert_eq!((sum, xxh3_64(&batch)), (GOLDEN_SUM, GOLDEN_BATCH));
@@ -361,6 +368,7 @@ mod tests {
     #[test]
     fn a_batch_decodes_to_its_records_and_a_torn_one_does_not() {
         let (batch, sum) = encode(&stamp(), &records());
+        let batch = batch.concat();
         let file = [&[0; 4096][..], &batch].concat();
         let header = decode_header(&file, 4096, 13).expect("a header");
         assert_eq!((header.stamp, header.sum, header.bytes), (stamp(), sum, 8192));

@@ -238,6 +238,7 @@ mod tests {
             }
             let Next { number, pass, offset, chain } = next;
             let (bytes, sum) = encode(&Stamp { number, pass, chain, tag: TAG, offset }, &records);
+            let bytes = bytes.concat();
             let file = SHAPE.file(pass);
             ring.files[file][offset as usize..][..bytes.len()].copy_from_slice(&bytes);
             ring.places.push((file, offset as usize, bytes.len()));

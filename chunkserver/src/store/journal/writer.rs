@@ -1,6 +1,6 @@
 //! Writes what is queued, one batch after the other.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, io::IoSlice, sync::Arc};
 
 use super::{
     Record, Shape,
@@ -12,8 +12,9 @@ use crate::store::{
     disk::{DiskError, DiskFile},
 };
 
-/// Payload of records up to which the shard's own thread writes them: a hand-over to the writer's thread
-/// and back costs more than the write. More than that keeps the shard from its connections too long.
+/// Payload of a record that the shard's own thread writes if it is the only one: a hand-over to the writer's
+/// thread and back costs more than to wait. Where several come together, more come meanwhile, and the shard must
+/// hear of them.
 const LIGHT_BYTES: usize = 128 << 10;
 
 /// What the writer is given.
@@ -87,8 +88,9 @@ impl Writer {
         let records: Vec<Record> = self.queue.drain(..count).collect();
         let stamp = Stamp { number, pass, chain, tag: self.tag, offset };
         let (batch, sum) = format::encode(&stamp, &records);
-        self.files[self.shape.file(pass)].write_at(offset, &batch)?;
-        let offset = offset + batch.len() as u64;
+        let pieces: Vec<_> = batch.iter().map(|piece| IoSlice::new(piece)).collect();
+        self.files[self.shape.file(pass)].write_pieces_at(offset, &pieces)?;
+        let offset = offset + batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
         self.next = Next { number: number + 1, pass, offset, chain: sum };
         Ok(Written { pass, records: count })
     }
@@ -99,7 +101,7 @@ impl Worker for Writer {
     type Report = Result<Written, DiskError>;
 
     fn is_light(&self) -> bool {
-        self.queue.iter().map(|r| record_bytes(r).1).sum::<usize>() <= LIGHT_BYTES
+        self.queue.len() <= 1 && self.queue.iter().all(|r| record_bytes(r).1 <= LIGHT_BYTES)
     }
 
     fn take(&mut self, job: Job) {

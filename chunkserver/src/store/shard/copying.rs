@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use tidewater_proto::{
     entry::Payload,
+    geometry::CHUNK_BLOCKS,
     ids::{Position, ReplicaId, Sequence},
     peer::AppliedSession,
 };
@@ -69,6 +70,10 @@ impl ShardStore {
         }
         let data = image.is_some();
         state.chunks.insert(chunk, Mapped { changed, data });
+        self.rows.remove((replica, chunk));
+        for block in chunk * CHUNK_BLOCKS as u32..(chunk + 1) * CHUNK_BLOCKS as u32 {
+            self.blocks.remove((replica, block));
+        }
         if let Some(copy) = &mut state.copy {
             copy.put.insert(chunk);
         }

@@ -12,32 +12,40 @@ mod ring;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    os::fd::OwnedFd,
     sync::Arc,
 };
 
+use bytes::Bytes;
 use tidewater_proto::{
     entry::{Entry, Payload},
     geometry::{BadExtent, CHUNK_BYTES, Extent},
     ids::{Epoch, Position, ReplicaId, SegmentId, Sequence, Token},
     peer::AppliedSession,
 };
-use tokio::sync::Notify;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+};
 
 use super::{
     base::Store,
     catalog::{
         CatalogError,
-        rows::{ReplicaRow, replica_key},
+        rows::{ChunkRow, ReplicaRow, replica_key},
     },
     crew::{Inbox, Station},
     destage::{self, Destager, End, Fault, Freeze},
     disk::DiskError,
+    fetch::Fetcher,
     journal::{
         Record,
         writer::{self, Writer},
     },
     overlay::Generation,
     reader::{self, Reader},
+    recent::Recent,
 };
 pub use copying::ChunkImage;
 use reading::Reading;
@@ -214,8 +222,13 @@ pub struct ShardStore {
     journal: Station<Writer>,
     destager: Station<Destager>,
     reader: Station<Reader>,
-    /// For reads that the shard's thread does itself.
+    /// For reads that the shard's thread does itself: of chunks whose rows are at hand, and of others.
+    fetcher: Fetcher,
     inline: Reader,
+    /// Rows of chunks read or written last.
+    rows: Recent<(ReplicaId, u32), Arc<ChunkRow>>,
+    /// Blocks read last, by number within the segment, with their checksums; none that has been written since.
+    blocks: Recent<(ReplicaId, u32), (Bytes, u64)>,
     inbox: Arc<Inbox<Report>>,
     /// Why nothing becomes durable any more; the first failure is reported once.
     failed: bool,
@@ -249,12 +262,18 @@ impl ShardStore {
         ticket
     }
 
-    /// Hands what is queued to the writer.
+    /// Hands what is queued to the writer, and begins the reads.
     pub fn submit(&mut self) {
+        self.fetcher.submit(false);
         if !self.queued.is_empty() {
             self.journal.give(writer::Job::Append(std::mem::take(&mut self.queued)));
             self.journal.turn(&self.inbox);
         }
+    }
+
+    /// Begins the reads; if there is only one, waits for it: so short a wait costs less than to come back.
+    pub fn submit_read(&mut self) {
+        self.fetcher.submit(true);
     }
 
     /// Whether there is room for client writes. If not, there will be after a `Destaged`.
@@ -297,6 +316,7 @@ impl ShardStore {
             state.tail.pop_front();
         }
         state.applied = state.applied.max(sequence);
+        forget_blocks(&mut self.blocks, replica, entry);
         let chunks = &state.chunks;
         self.active.apply(replica, entry, |chunk| {
             chunks.get(&chunk).is_none_or(|mapped| mapped.changed < sequence)
@@ -408,7 +428,8 @@ impl ShardStore {
             self.journal.turn(&self.inbox);
             self.destager.turn(&self.inbox);
             self.reader.turn(&self.inbox);
-            let reports = self.inbox.drain();
+            let mut reports = self.inbox.drain();
+            self.fetcher.take(|report| reports.push_back(report.into()));
             if reports.is_empty() {
                 return;
             }
@@ -422,9 +443,18 @@ impl ShardStore {
         }
     }
 
-    /// Notified when [`poll`](Self::poll) has something.
-    pub fn notifier(&self) -> Arc<Notify> {
-        self.inbox.notifier()
+    /// What tells that [`poll`](Self::poll) has something.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no descriptor left. Panics outside a tokio runtime.
+    pub fn ready(&self) -> io::Result<Ready> {
+        let fetched = self.fetcher.signal()?;
+        let fetched =
+            // SAFETY: an owned descriptor stays open and the same for as long as it is owned.
+            fetched.map(|fd| unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) });
+        let fetched = fetched.transpose()?;
+        Ok(Ready { reports: self.inbox.notifier(), fetched })
     }
 
     fn written(&mut self, written: Result<writer::Written, DiskError>, out: &mut Vec<Completion>) {
@@ -492,6 +522,11 @@ impl ShardStore {
                     state.chunks.remove(&change.chunk);
                 }
             }
+            let key = (change.replica, change.chunk);
+            match &change.row {
+                Some(row) => self.rows.insert(key, Arc::clone(row)),
+                None => self.rows.remove(key),
+            }
         }
     }
 
@@ -508,6 +543,45 @@ impl ShardStore {
             }
         }
         self.release_journal();
+    }
+}
+
+/// Tells when a store has something to be polled for.
+#[derive(Debug)]
+pub struct Ready {
+    reports: Arc<Notify>,
+    /// Signalled by the ring. It is never read: each signal is an edge.
+    fetched: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Ready {
+    /// Returns when there is something. Two events may be told as one.
+    pub async fn wait(&self) {
+        let Some(fetched) = &self.fetched else { return self.reports.notified().await };
+        tokio::select! {
+            () = self.reports.notified() => {}
+            ready = fetched.readable() => match ready {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(error) => unreachable!("the runtime is shut down: {error}"),
+            },
+        }
+    }
+}
+
+/// Blocks that an entry changes are read again when they are wanted again.
+fn forget_blocks(
+    blocks: &mut Recent<(ReplicaId, u32), (Bytes, u64)>,
+    replica: ReplicaId,
+    entry: &Entry<Payload>,
+) {
+    let Some(extent) = entry.change.extent() else { return };
+    let changed = extent.blocks();
+    if changed.len() > blocks.len() {
+        blocks.retain(|(of, block)| *of != replica || !changed.contains(block));
+    } else {
+        for block in changed {
+            blocks.remove((replica, block));
+        }
     }
 }
 

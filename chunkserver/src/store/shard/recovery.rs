@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tidewater_proto::{
+    aligned::AlignedBuf,
     entry::{Entry, Payload},
+    geometry::BLOCK_BYTES,
     ids::{Epoch, ReplicaId, Sequence, Token},
 };
 
 use super::{Mapped, Recovered, Replica, Ring, ShardStore};
 use crate::store::{
-    aligned::AlignedBuf,
     base::{OpenError, Store},
     catalog::{
         CatalogError,
@@ -18,6 +19,7 @@ use crate::store::{
     crew::{Inbox, Station},
     destage::Destager,
     disk::{DiskFile, Mode},
+    fetch::Fetcher,
     journal::{
         Record, file_name,
         format::tag,
@@ -26,7 +28,11 @@ use crate::store::{
     },
     overlay::Generation,
     reader::Reader,
+    recent::Recent,
 };
+
+/// Rows of chunks kept in memory, a shard; one takes up to 4 KiB.
+const ROWS_MAX: usize = 8_192;
 
 /// What the journal says of one replica.
 #[derive(Debug, Default)]
@@ -97,6 +103,9 @@ impl ShardStore {
             destager: Station::start(crew, &name("destage"), destager, &inbox)
                 .map_err(OpenError::Thread)?,
             inline: Reader::new(store.clone()),
+            fetcher: Fetcher::new(store.clone()),
+            rows: Recent::new(ROWS_MAX),
+            blocks: Recent::new((store.config.cache_bytes / BLOCK_BYTES) as usize),
             reader: Station::start(crew, &name("read"), readers, &inbox)
                 .map_err(OpenError::Thread)?,
             inbox,
@@ -217,7 +226,7 @@ fn read_journal(
     for file in files {
         let mut bytes = AlignedBuf::zeroed(file.bytes()? as usize);
         file.read_at(0, &mut bytes)?;
-        scans.push(scan(&bytes.into_bytes(), tag, &mut keep));
+        scans.push(scan(&bytes.freeze(), tag, &mut keep));
     }
     Ok(recover(scans))
 }

@@ -45,15 +45,16 @@ fn entry(sequence: u64, at: u64, len: u64) -> Entry<Payload> {
 
 /// Waits for the first completion that `pick` takes.
 async fn wait<T>(store: &mut ShardStore, pick: impl Fn(Completion) -> Option<T>) -> T {
-    let notify = store.notifier();
+    let ready = store.ready().expect("a descriptor");
     let mut out = Vec::new();
     let found = async {
         loop {
             store.poll(&mut out);
+            store.submit();
             if let Some(found) = out.drain(..).find_map(&pick) {
                 return found;
             }
-            notify.notified().await;
+            ready.wait().await;
         }
     };
     tokio::time::timeout(DEADLINE, found).await.expect("within the deadline")
