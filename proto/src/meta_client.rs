@@ -21,6 +21,9 @@ use tonic::{
 const LEADER_KEY: &str = "tidewater-leader";
 /// Time for a TCP connection to a meta node.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// A node from which nothing has come for this time is asked for a sign of life, and given up after as much again:
+/// a watch of a node that hangs or is cut off would wait for ever.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// Pause after each endpoint failed once, so that a cluster without a leader is not hammered.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 /// Largest answer: the segments of a 64 TiB volume.
@@ -145,8 +148,12 @@ impl Nodes {
         } else {
             let endpoint = Endpoint::from_shared(format!("http://{address}"))
                 .map_err(|e| MetaError { code: MetaCode::Invalid, message: e.to_string() })?;
-            let channel =
-                endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+            let channel = endpoint
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(SIGN_OF_LIFE)
+                .keep_alive_timeout(SIGN_OF_LIFE)
+                .connect_lazy();
             self.channels.insert(address, channel.clone());
             channel
         };

@@ -226,6 +226,10 @@ impl<P: Clone> Replica<P> {
             serving.add_learner(learner, now);
         }
         self.role = Role::Serving(Box::new(serving));
+        if token > self.token_durable {
+            // Raised while the epoch was being activated: no other record need come.
+            self.promise(epoch, token, out);
+        }
         self.append(
             Entry { position: first, token, op: None, lowest_open: 0, change: Change::Activate },
             out,

@@ -175,6 +175,7 @@ impl Shard {
                 }
             }
             Completion::Deleted { replica } => self.deleted(replica),
+            Completion::Lost { replica } => self.lose(replica),
             Completion::DeviceFailed(failure) => {
                 tracing::error!(%failure, "storage is out of service");
                 self.report(ShardReport::Failed);

@@ -4,17 +4,19 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tidewater_proto::{
     ids::{ReplicaId, SegmentId},
-    record::{Member, SegmentRecord},
+    record::{Member, SegmentRecord, SetChange},
 };
 
 use super::{Owned, Shard, ShardCommand, ShardReport};
 use crate::{
-    replica::{Event, Replica, Restored},
+    replica::{Event, Reason, Replica, Restored},
     store::{Freeze, Recovered},
 };
 
 /// Ticks between two looks at the free space.
 const TICKS_PER_SPACE_CHECK: u64 = 8;
+/// Ticks between two reports of primaries that are lost.
+const TICKS_PER_LOSS_REPORT: u64 = 40;
 /// Part of the devices kept free: destaging moves chunks to fresh slots before it frees the old ones, and
 /// writes go on between two looks.
 const RESERVE_SHARE: u64 = 16;
@@ -26,8 +28,8 @@ impl Shard {
     /// and is replaced.
     pub(super) fn recover(&mut self, found: Recovered) {
         let (id, segment) = (found.replica, found.segment);
-        if found.damaged && found.copying.is_none() {
-            tracing::error!(replica = %id, %segment, "journal damaged: the copy is given up");
+        if found.damaged {
+            tracing::error!(replica = %id, %segment, "journal damaged or device lost: the copy is given up");
             return;
         }
         let restored = Restored {
@@ -117,6 +119,29 @@ impl Shard {
         }
     }
 
+    /// A copy is lost with a device: who asks for it is told so, as after a restart without it.
+    pub(super) fn lose(&mut self, id: ReplicaId) {
+        let Some(owned) = self.owned.remove(&id) else { return };
+        let segment = owned.replica.segment();
+        tracing::error!(replica = %id, %segment, "the copy is lost with a device");
+        if self.by_segment.get(&segment) == Some(&id) {
+            self.by_segment.remove(&segment);
+        }
+        self.report_lost();
+    }
+
+    /// Asks for other primaries where this server's copy leads and is lost: nobody else would notice, for
+    /// nobody asks a primary for its copy.
+    fn report_lost(&self) {
+        for (&segment, record) in &self.records {
+            let (replica, epoch) = (record.primary, record.epoch);
+            if self.has_lost(segment, replica) {
+                let (change, reason) = (SetChange::Lost { replica }, Reason::CopyLost);
+                self.report(ShardReport::Propose { segment, epoch, change, reason });
+            }
+        }
+    }
+
     /// Whether this server should hold `id` and does not: it has lost it.
     pub(super) fn has_lost(&self, segment: SegmentId, id: ReplicaId) -> bool {
         let record = self.records.get(&segment);
@@ -127,6 +152,9 @@ impl Shard {
     pub(super) fn tick(&mut self) {
         if self.ticks.is_multiple_of(TICKS_PER_SPACE_CHECK) {
             self.check_space();
+        }
+        if self.ticks.is_multiple_of(TICKS_PER_LOSS_REPORT) {
+            self.report_lost();
         }
         self.ticks += 1;
         let ids: Vec<_> = self.owned.keys().copied().collect();

@@ -138,7 +138,9 @@ async fn run(start: ShardStart) -> io::Result<()> {
 async fn turns(shard: &Rc<RefCell<Shard>>, turn: &Notify) {
     loop {
         turn.notified().await;
-        tokio::task::yield_now().await;
+        if shard.borrow().store.has_queued() {
+            tokio::task::yield_now().await;
+        }
         shard.borrow_mut().end_turn();
     }
 }

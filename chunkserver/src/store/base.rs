@@ -273,6 +273,11 @@ impl Store {
         self.devices.iter().find(|device| device.id == id)
     }
 
+    /// Numbers of the devices that are out of service.
+    pub(crate) fn failed_devices(&self) -> BTreeSet<u16> {
+        self.devices.iter().filter(|d| d.has_failed()).map(|d| d.id).collect()
+    }
+
     /// Takes a slot on `preferred` if that has room, else on the fastest device that has.
     pub(crate) fn allocate(&self, preferred: Option<u16>) -> Result<rows::Place, DeviceError> {
         let first = preferred.and_then(|id| self.device(id));

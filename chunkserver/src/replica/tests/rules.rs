@@ -460,6 +460,17 @@ fn attachments_a_token_is_acknowledged_when_older_writes_are_committed() {
 }
 
 #[test]
+fn attachments_a_token_raised_during_activation_is_acknowledged() {
+    let mut world = World::new(&[A, B, C]);
+    world.configure(A);
+    assert!(world.serves(A).is_none(), "the others have not answered");
+    world.commit(|r| r.token = Token(2));
+    world.configure_all();
+    world.settle();
+    assert_eq!(world.active.last(), Some(&(A, Epoch(1), Token(2))));
+}
+
+#[test]
 fn attachments_an_older_token_is_fenced_off() {
     let mut world = World::serving(&[A, B, C]);
     world.commit(|r| r.token = Token(2));

@@ -9,7 +9,7 @@
 //! | `r`, u64 replica | [`ReplicaRow`] |
 //! | `c`, u64 replica, u32 chunk, u64 owner | [`ChunkRow`] |
 //!
-//! A replica row: u8 version, u8 copying, 2 bytes 0, u32 segment index, u64 volume, u64 promised epoch, u64
+//! A replica row: u8 version, u8 copying, u8 lost, u8 0, u32 segment index, u64 volume, u64 promised epoch, u64
 //! promised token, u64 base epoch, u64 base sequence, u64 copying from, u32 sessions; then for each
 //! session u64 id, u64 token, u64 lowest open, u32 operations, and for each of these u64 number, u64
 //! epoch, u64 sequence.
@@ -86,6 +86,8 @@ pub struct ReplicaRow {
     pub commit: Sequence,
     /// Where the copy that is being filled started.
     pub copying: Option<Sequence>,
+    /// A device that held chunks of it has failed: it is good for nothing any more, and waits to be deleted.
+    pub lost: bool,
     /// Operations applied, as of `base`.
     pub applied: Vec<AppliedSession>,
 }
@@ -209,12 +211,14 @@ impl ReplicaRow {
     pub fn empty(segment: SegmentId) -> Self {
         let promised = (Epoch(0), Token(0));
         let (base, commit) = (Position::default(), Sequence(0));
-        Self { segment, promised, base, commit, copying: None, applied: Vec::new() }
+        let (copying, lost, applied) = (None, false, Vec::new());
+        Self { segment, promised, base, commit, copying, lost, applied }
     }
 
     /// Bytes of the row.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![ROW_VERSION, u8::from(self.copying.is_some()), 0, 0];
+        let (copying, lost) = (self.copying.is_some(), self.lost);
+        let mut out = vec![ROW_VERSION, u8::from(copying), u8::from(lost), 0];
         out.put_u32(self.segment.index);
         let copying = self.copying.map_or(0, |s| s.0);
         let (epoch, token) = self.promised;
@@ -246,7 +250,8 @@ impl ReplicaRow {
 }
 
 fn decode_replica(fields: &mut Fields<'_>) -> Option<ReplicaRow> {
-    let [ROW_VERSION, copying, 0, 0] = fields.array()? else { return None };
+    let [ROW_VERSION, copying, lost, 0] = fields.array()? else { return None };
+    let lost = lost == 1;
     let index = fields.u32()?;
     let segment = SegmentId { volume: VolumeId(fields.u64()?), index };
     let promised = (Epoch(fields.u64()?), Token(fields.u64()?));
@@ -255,7 +260,8 @@ fn decode_replica(fields: &mut Fields<'_>) -> Option<ReplicaRow> {
     let from = Sequence(fields.u64()?);
     let applied = (0..fields.u32()?).map(|_| decode_session(fields)).collect::<Option<_>>()?;
     let copying = (copying == 1).then_some(from);
-    fields.0.is_empty().then_some(ReplicaRow { segment, promised, base, commit, copying, applied })
+    let row = ReplicaRow { segment, promised, base, commit, copying, lost, applied };
+    fields.0.is_empty().then_some(row)
 }
 
 fn decode_session(fields: &mut Fields<'_>) -> Option<AppliedSession> {
@@ -350,6 +356,7 @@ mod tests {
             base: at,
             commit: Sequence(10),
             copying: Some(Sequence(8)),
+            lost: true,
             applied,
         }
     }
@@ -370,7 +377,7 @@ mod tests {
         let word = |n: u8| format!("{n:02x}00000000000000");
         let words: String = [1, 3, 3, 2, 9, 10, 8].map(word).concat();
         let session = [4, 3, 6].map(word).concat() + "01000000" + &[7, 2, 9].map(word).concat();
-        assert_eq!(hex(&replica().encode()), format!("0101000005000000{words}01000000{session}"));
+        assert_eq!(hex(&replica().encode()), format!("0101010005000000{words}01000000{session}"));
         let zeroes = |n: usize| "00".repeat(n);
         let golden = format!(
             "010101000700000001000000{}{}{}{}0002{}0807060504030201",

@@ -85,6 +85,8 @@ pub(super) struct Pending<'a> {
     dirty: std::collections::BTreeSet<u16>,
     pub(super) batch: Batch,
     freed: Vec<Place>,
+    /// Slots taken for rows not yet committed.
+    taken: Vec<Place>,
     chunks: usize,
     pub(super) changed: Vec<Changed>,
 }
@@ -98,8 +100,27 @@ impl<'a> Pending<'a> {
             dirty: std::collections::BTreeSet::new(),
             batch: Vec::new(),
             freed: Vec::new(),
+            taken: Vec::new(),
             chunks: 0,
             changed: Vec::new(),
+        }
+    }
+
+    /// Does `work` and commits; what has changed. If a device fails, slots that no row names are free again.
+    pub(super) fn fill(
+        store: &'a Store,
+        work: impl FnOnce(&mut Self) -> Result<(), Fault>,
+    ) -> Result<Vec<Changed>, Fault> {
+        let mut pending = Self::new(store);
+        match work(&mut pending).and_then(|()| pending.commit()) {
+            Ok(()) => Ok(pending.changed),
+            Err(fault) => {
+                // After a fault of the catalog a row may name them.
+                if matches!(fault, Fault::Device(_)) {
+                    pending.taken.drain(..).for_each(|place| store.release(place));
+                }
+                Err(fault)
+            }
         }
     }
 
@@ -282,6 +303,7 @@ impl<'a> Pending<'a> {
             }
             other => other?,
         };
+        self.taken.push(place);
         (row.place, row.references) = (Some(place), 1);
         Ok(place)
     }
@@ -342,6 +364,7 @@ impl<'a> Pending<'a> {
         if !batch.is_empty() {
             self.store.catalog.write(batch)?;
         }
+        self.taken.clear();
         for place in std::mem::take(&mut self.freed) {
             self.store.release(place);
         }

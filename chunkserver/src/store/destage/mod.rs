@@ -7,6 +7,7 @@
 //! goes to a fresh slot.
 
 mod chunk;
+mod loss;
 mod plan;
 
 use std::{
@@ -88,6 +89,8 @@ pub(crate) enum Job {
     Delete {
         replica: ReplicaId,
     },
+    /// A device has failed.
+    GiveUp,
 }
 
 /// What became of a chunk.
@@ -122,6 +125,8 @@ pub(crate) enum Report {
     Deleted {
         replica: ReplicaId,
     },
+    /// These copies had chunks on a device that failed.
+    Lost(Vec<ReplicaId>),
     Failed(Fault),
 }
 
@@ -140,7 +145,10 @@ pub enum Fault {
 #[derive(Debug)]
 pub(crate) struct Destager {
     store: Arc<Store>,
+    shard: usize,
     jobs: VecDeque<Job>,
+    /// Failed devices whose copies have been given up.
+    given_up: BTreeSet<u16>,
     broken: bool,
 }
 
@@ -157,12 +165,18 @@ impl Worker for Destager {
             if self.broken {
                 continue;
             }
-            match self.run(job) {
+            match self.run(&job) {
                 Ok(report) => return Some(report),
-                Err(fault) => {
-                    self.broken = true;
-                    return Some(Report::Failed(fault));
-                }
+                Err(fault) => match self.go_on_after(fault) {
+                    Ok(lost) => {
+                        self.jobs.push_front(job);
+                        return Some(Report::Lost(lost));
+                    }
+                    Err(fault) => {
+                        self.broken = true;
+                        return Some(Report::Failed(fault));
+                    }
+                },
             }
         }
         None
@@ -170,47 +184,62 @@ impl Worker for Destager {
 }
 
 impl Destager {
-    pub(crate) fn new(store: Arc<Store>) -> Self {
-        Self { store, jobs: VecDeque::new(), broken: false }
+    pub(crate) fn new(store: Arc<Store>, shard: usize) -> Self {
+        let (jobs, given_up) = (VecDeque::new(), BTreeSet::new());
+        Self { store, shard, jobs, given_up, broken: false }
     }
 
-    fn run(&mut self, job: Job) -> Result<Report, Fault> {
+    fn run(&mut self, job: &Job) -> Result<Report, Fault> {
         match job {
             Job::Round { frozen, points, promises, ends } => {
-                self.round(&frozen, points, promises, ends)
+                self.round(frozen, points, promises, ends)
             }
             Job::BeginCopy { replica, have, own, point } => {
-                self.note_commits(std::iter::once((replica, have)))?;
-                let mut pending = Pending::new(&self.store);
-                let mut base = None;
-                self.destage(&own, &mut pending)?;
-                if let Some(mut row) = self.replica(replica)? {
-                    row.copying = Some(have);
-                    if let Some(point) = point
-                        && point.at.sequence >= row.base.sequence
-                    {
-                        base = Some((replica, point.at));
-                        (row.base, row.applied) = (point.at, point.applied);
-                    }
-                    pending.batch.push((replica_key(replica), Some(row.encode())));
-                }
-                pending.commit()?;
-                Ok(Report::CopyBegun { changed: pending.changed, base })
+                self.begin_copy(*replica, *have, own, point.as_ref())
             }
             Job::PutChunk { replica, chunk, changed, image, tag } => {
-                self.put_chunk(replica, chunk, changed, image.as_ref())?;
-                Ok(Report::ChunkPut { tag })
+                self.put_chunk(*replica, *chunk, *changed, image.as_ref())?;
+                Ok(Report::ChunkPut { tag: *tag })
             }
             Job::Delete { replica } => {
-                self.delete(replica)?;
-                Ok(Report::Deleted { replica })
+                self.delete(*replica)?;
+                Ok(Report::Deleted { replica: *replica })
             }
+            Job::GiveUp => Ok(Report::Lost(self.give_up()?)),
         }
     }
 
+    fn begin_copy(
+        &self,
+        replica: ReplicaId,
+        have: Sequence,
+        own: &Generation,
+        point: Option<&Freeze>,
+    ) -> Result<Report, Fault> {
+        self.note_commits(std::iter::once((replica, have)))?;
+        let mut base = None;
+        let changed = Pending::fill(&self.store, |pending| {
+            self.destage(own, pending)?;
+            if let Some(mut row) = self.replica(replica)? {
+                row.copying = Some(have);
+                if let Some(point) = point
+                    && point.at.sequence >= row.base.sequence
+                {
+                    base = Some((replica, point.at));
+                    (row.base, row.applied) = (point.at, point.applied.clone());
+                }
+                pending.batch.push((replica_key(replica), Some(row.encode())));
+            }
+            Ok(())
+        })?;
+        Ok(Report::CopyBegun { changed, base })
+    }
+
+    /// The row of a copy, unless it is deleted or lost.
     fn replica(&self, replica: ReplicaId) -> Result<Option<ReplicaRow>, Fault> {
-        let row = self.store.catalog.get(&replica_key(replica))?;
-        Ok(row.map(|row| ReplicaRow::decode(&row)).transpose().map_err(CatalogError::from)?)
+        let Some(row) = self.store.catalog.get(&replica_key(replica))? else { return Ok(None) };
+        let row = ReplicaRow::decode(&row).map_err(CatalogError::from)?;
+        Ok((!row.lost).then_some(row))
     }
 
     /// Makes the commit points durable that a round begins with. They are in the catalog, for the journal
@@ -231,25 +260,26 @@ impl Destager {
     }
 
     fn round(
-        &mut self,
+        &self,
         frozen: &Generation,
-        points: Vec<Freeze>,
-        promises: BTreeMap<ReplicaId, (Epoch, Token)>,
-        ends: Vec<End>,
+        points: &[Freeze],
+        promises: &BTreeMap<ReplicaId, (Epoch, Token)>,
+        ends: &[End],
     ) -> Result<Report, Fault> {
         self.note_commits(points.iter().map(|point| (point.replica, point.at.sequence)))?;
-        let mut pending = Pending::new(&self.store);
-        self.destage(frozen, &mut pending)?;
-        for end in &ends {
-            self.drop_chunks(end, &mut pending)?;
-        }
-        let ended: BTreeMap<_, _> = ends.into_iter().map(|end| (end.replica, end)).collect();
-        let points = self.points(&mut pending.batch, points, &promises, &ended)?;
-        pending.commit()?;
-        let changed = std::mem::take(&mut pending.changed);
-        let ended = ended.into_values().map(|end| (end.replica, end.tag)).collect();
-        Ok(Report::Round { changed, points, promises, ended })
+        let mut moved = Vec::new();
+        let changed = Pending::fill(&self.store, |pending| {
+            self.destage(frozen, pending)?;
+            for end in ends {
+                self.drop_chunks(end, pending)?;
+            }
+            moved = self.points(&mut pending.batch, points, promises, ends)?;
+            Ok(())
+        })?;
+        let ended = ends.iter().map(|end| (end.replica, end.tag)).collect();
+        Ok(Report::Round { changed, points: moved, promises: promises.clone(), ended })
     }
+
     fn destage(&self, from: &Generation, pending: &mut Pending<'_>) -> Result<(), Fault> {
         for (replica, chunks) in self.by_replica(from)? {
             for (chunk, row) in chunks {
@@ -293,6 +323,9 @@ impl Destager {
     /// At the end of a copy: chunks that the primary does not have, and rows of holes that only
     /// kept a sequence.
     fn drop_chunks(&self, end: &End, pending: &mut Pending<'_>) -> Result<(), Fault> {
+        if self.replica(end.replica)?.is_none() {
+            return Ok(());
+        }
         // Rows changed by this round must be seen.
         pending.commit()?;
         let mut gone = Vec::new();
@@ -314,11 +347,12 @@ impl Destager {
     fn points(
         &self,
         batch: &mut Batch,
-        points: Vec<Freeze>,
+        points: &[Freeze],
         promises: &BTreeMap<ReplicaId, (Epoch, Token)>,
-        ended: &BTreeMap<ReplicaId, End>,
+        ends: &[End],
     ) -> Result<Vec<(ReplicaId, Position)>, Fault> {
-        let mut points: BTreeMap<_, _> = points.into_iter().map(|p| (p.replica, p)).collect();
+        let points: BTreeMap<_, _> = points.iter().map(|p| (p.replica, p)).collect();
+        let ended: BTreeMap<_, _> = ends.iter().map(|end| (end.replica, end)).collect();
         let mut names: BTreeSet<_> = points.keys().chain(promises.keys()).copied().collect();
         names.extend(ended.keys());
         let mut moved = Vec::new();
@@ -327,11 +361,11 @@ impl Destager {
             if let Some(promise) = promises.get(&replica) {
                 row.promised = row.promised.max(*promise);
             }
-            let mut point = points.remove(&replica).map(|p| (p.at, p.applied));
+            let mut point = points.get(&replica).map(|p| (p.at, &p.applied));
             if let Some(end) = ended.get(&replica) {
                 row.copying = None;
-                if point.as_ref().is_none_or(|(at, _)| at.sequence <= end.at.sequence) {
-                    point = Some((end.at, end.applied.clone()));
+                if point.is_none_or(|(at, _)| at.sequence <= end.at.sequence) {
+                    point = Some((end.at, &end.applied));
                 }
             }
             // Until a copy ends, what is whole is what was there when it began.
@@ -339,7 +373,7 @@ impl Destager {
                 && let Some((at, applied)) = point
                 && at.sequence >= row.base.sequence
             {
-                (row.base, row.applied) = (at, applied);
+                (row.base, row.applied) = (at, applied.clone());
                 moved.push((replica, at));
             }
             batch.push((replica_key(replica), Some(row.encode())));
@@ -358,9 +392,10 @@ impl Destager {
             return Ok(());
         }
         let old = self.chunk(replica, chunk)?;
-        let mut pending = Pending::new(&self.store);
-        pending.put(replica, chunk, old.as_ref(), changed, image)?;
-        pending.commit()
+        Pending::fill(&self.store, |pending| {
+            pending.put(replica, chunk, old.as_ref(), changed, image)
+        })?;
+        Ok(())
     }
 
     fn delete(&mut self, replica: ReplicaId) -> Result<(), Fault> {

@@ -8,7 +8,10 @@ use std::{
     collections::BTreeMap,
     io::{self, IoSlice},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicI32, Ordering},
+    },
 };
 
 use super::{Disk, DiskError, DiskFile, DiskOp, Mode};
@@ -122,6 +125,8 @@ pub struct SimDisk {
     clock: Arc<SimClock>,
     label: String,
     images: Images,
+    /// System error number of every write and sync; 0: none fails.
+    broken: Arc<AtomicI32>,
 }
 
 #[derive(Debug)]
@@ -134,7 +139,13 @@ struct SimFile {
 impl SimDisk {
     /// An empty folder.
     pub fn new(clock: &Arc<SimClock>, label: &str) -> Self {
-        Self { clock: clock.clone(), label: label.to_string(), images: Arc::default() }
+        let (images, broken) = (Arc::default(), Arc::default());
+        Self { clock: clock.clone(), label: label.to_string(), images, broken }
+    }
+
+    /// Lets every write and sync fail from now on, with a system error number.
+    pub fn fail(&self, errno: i32) {
+        self.broken.store(errno, Ordering::Relaxed);
     }
 
     /// The folder as found after the crash, under a new clock.
@@ -147,7 +158,8 @@ impl SimDisk {
             }
         }
         let images = Arc::new(Mutex::new(images));
-        Self { clock: clock.clone(), label: self.label.clone(), images }
+        let broken = Arc::default();
+        Self { clock: clock.clone(), label: self.label.clone(), images, broken }
     }
 
     /// Flips one bit of a file, durably.
@@ -190,6 +202,10 @@ impl SimDisk {
         name: &str,
         during: impl FnOnce(&mut Image),
     ) -> Result<(), DiskError> {
+        let errno = self.broken.load(Ordering::Relaxed);
+        if errno != 0 {
+            return Err(self.failed(op, name, io::Error::from_raw_os_error(errno)));
+        }
         match self.clock.tick() {
             Tick::Done => {
                 self.with(name, during);

@@ -76,7 +76,8 @@ pub struct Recovered {
     pub commit: Sequence,
     /// Where an unfinished copy started. Then `entries` end there too.
     pub copying: Option<Sequence>,
-    /// Records of this copy may be missing though they were durable.
+    /// Records of this copy may be missing though they were durable, or a device that held chunks of it has
+    /// failed. The store has nothing of it but what is deleted with it.
     pub damaged: bool,
 }
 
@@ -104,6 +105,11 @@ pub enum Completion {
     },
     /// A copy is deleted.
     Deleted {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A copy had chunks on a device that failed: it is gone from memory, and its id can only be retired.
+    Lost {
         /// Which.
         replica: ReplicaId,
     },
@@ -230,7 +236,8 @@ pub struct ShardStore {
     /// Blocks read last, by number within the segment, with their checksums; none that has been written since.
     blocks: Recent<(ReplicaId, u32), (Bytes, u64)>,
     inbox: Arc<Inbox<Report>>,
-    /// Why nothing becomes durable any more; the first failure is reported once.
+    failed_devices: usize,
+    /// Nothing becomes durable any more; the first failure is reported once.
     failed: bool,
 }
 
@@ -260,6 +267,11 @@ impl ShardStore {
         let ticket = self.ring.appended(&record);
         self.queued.push(record);
         ticket
+    }
+
+    /// Whether records wait for the next [`submit`](Self::submit).
+    pub fn has_queued(&self) -> bool {
+        !self.queued.is_empty()
     }
 
     /// Hands what is queued to the writer, and begins the reads.
@@ -424,6 +436,7 @@ impl ShardStore {
     /// Collects what has happened.
     pub fn poll(&mut self, out: &mut Vec<Completion>) {
         self.submit();
+        self.look_at_devices();
         loop {
             self.journal.turn(&self.inbox);
             self.destager.turn(&self.inbox);
@@ -455,6 +468,21 @@ impl ShardStore {
             fetched.map(|fd| unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) });
         let fetched = fetched.transpose()?;
         Ok(Ready { reports: self.inbox.notifier(), fetched })
+    }
+
+    /// What another shard would do: finds out that the fastest device does not work.
+    #[cfg(test)]
+    pub(crate) fn fail_a_device(&self) -> bool {
+        self.store.devices()[0].sync().is_err()
+    }
+
+    /// Has the copies given up that had chunks on a device which failed, whoever noticed.
+    fn look_at_devices(&mut self) {
+        let failed = self.store.devices().iter().filter(|d| d.has_failed()).count();
+        if failed > self.failed_devices && failed < self.store.devices().len() {
+            self.destager.give(destage::Job::GiveUp);
+        }
+        self.failed_devices = failed;
     }
 
     fn written(&mut self, written: Result<writer::Written, DiskError>, out: &mut Vec<Completion>) {
@@ -502,6 +530,14 @@ impl ShardStore {
                 }
             }
             destage::Report::ChunkPut { tag } => out.push(Completion::ChunkPut { tag }),
+            destage::Report::Lost(replicas) => {
+                for replica in replicas {
+                    self.replicas.remove(&replica);
+                    self.active.remove(replica);
+                    out.push(Completion::Lost { replica });
+                }
+                self.release_journal();
+            }
             destage::Report::Deleted { replica } => out.push(Completion::Deleted { replica }),
             destage::Report::Failed(fault) => self.fail(Failure::Destage(fault), out),
         }

@@ -40,7 +40,8 @@ struct Found {
     entries: Vec<Entry<Payload>>,
     commit: Sequence,
     promise: (Epoch, Token),
-    gap: bool,
+    /// Where an entry would belong that came without those before it.
+    orphan: Option<usize>,
 }
 
 impl ShardStore {
@@ -64,11 +65,14 @@ impl ShardStore {
         let mut recovered = Vec::with_capacity(rows.len());
         for (id, row) in rows {
             let found = found.remove(&id).unwrap_or_default();
-            let damaged = found.gap || journal.damage.includes(id);
+            let damaged = found.orphan.is_some() || journal.damage.includes(id);
             let (replica, copy) = revive(store, id, row, found, damaged)?;
             let last = copy.entries.last().map_or(copy.base, |entry| entry.position);
             ring.forget_above(id, last.sequence);
-            replicas.insert(id, replica);
+            // One that is given up must not hold the journal until it is deleted.
+            if !copy.damaged {
+                replicas.insert(id, replica);
+            }
             recovered.push(copy);
         }
         let released = ring.release(&replicas).unwrap_or(0);
@@ -87,7 +91,7 @@ impl ShardStore {
         let name = |work: &str| format!("{work}-{shard}");
         let readers =
             (0..store.config.read_threads.max(1)).map(|_| Reader::new(store.clone())).collect();
-        let destager = vec![Destager::new(store.clone())];
+        let destager = vec![Destager::new(store.clone(), shard)];
         let crew = store.crew;
         Ok(Self {
             store: store.clone(),
@@ -109,6 +113,7 @@ impl ShardStore {
             reader: Station::start(crew, &name("read"), readers, &inbox)
                 .map_err(OpenError::Thread)?,
             inbox,
+            failed_devices: 0,
             failed: false,
         })
     }
@@ -128,16 +133,18 @@ impl Found {
     }
 
     /// Puts an entry behind the one before it, in place of what is there, unless it is there
-    /// already: entries are appended again to free the oldest file.
+    /// already: entries are appended again to free the oldest file. Where that file has been used again, the
+    /// rest of the first appending comes without its beginning; then a later record begins anew, at or below it.
     fn add_entry(&mut self, entry: &Entry<Payload>, row: &ReplicaRow) {
         let sequence = entry.position.sequence;
         let Some(index) = sequence.0.checked_sub(row.base.sequence.0 + 1) else { return };
         let index = index as usize;
+        self.orphan = self.orphan.filter(|&orphan| index > orphan);
         if self.entries.get(index).is_some_and(|held| held.position == entry.position) {
             return;
         }
         if index > self.entries.len() {
-            self.gap = true;
+            self.orphan.get_or_insert(index);
             return;
         }
         self.entries.truncate(index);
@@ -178,7 +185,7 @@ fn revive(
         commit,
         copying: row.copying,
         // While a copy is filled, the stream begins behind what the copy had.
-        damaged: damaged && row.copying.is_none(),
+        damaged: damaged && row.copying.is_none() || row.lost,
     };
     Ok((replica, recovered))
 }

@@ -17,7 +17,7 @@ use crate::store::{
     Recovered, ShardStore, Store, StoreConfig, Ticket,
     catalog::SimCatalog,
     device::Tier,
-    disk::{Keep, SimClock, SimDisk},
+    disk::{Disk, Keep, SimClock, SimDisk},
     journal::Shape,
 };
 
@@ -31,6 +31,8 @@ pub(super) struct World {
     pub(super) clock: Arc<SimClock>,
     pub(super) journal: SimDisk,
     pub(super) device: SimDisk,
+    /// Of a slower tier, if there is a second.
+    pub(super) second: Option<SimDisk>,
     pub(super) catalog: Arc<SimCatalog>,
     pub(super) shape: Shape,
     pub(super) capacity_bytes: u64,
@@ -43,6 +45,7 @@ impl World {
         Self {
             journal: SimDisk::new(&clock, "journal"),
             device: SimDisk::new(&clock, "device"),
+            second: None,
             catalog: Arc::new(SimCatalog::new(&clock)),
             clock,
             shape: Shape { files: 4, file_bytes: 64 << 10 },
@@ -56,9 +59,12 @@ impl World {
         Self {
             journal: self.journal.after_crash(keep, &clock),
             device: self.device.after_crash(keep, &clock),
+            second: self.second.as_ref().map(|second| second.after_crash(keep, &clock)),
             catalog: Arc::new(self.catalog.after_crash(keep, &clock)),
             clock,
-            ..*self
+            shape: self.shape,
+            capacity_bytes: self.capacity_bytes,
+            overlay_bytes: self.overlay_bytes,
         }
     }
 
@@ -76,9 +82,20 @@ impl World {
             capacity_bytes: self.capacity_bytes,
             limits: LimitsConfig::default(),
         });
+        let mut devices: Vec<Arc<dyn Disk>> = vec![Arc::new(self.device.clone())];
+        if let Some(second) = &self.second {
+            config.devices.push(DeviceConfig {
+                name: "d2".to_string(),
+                path: "unused".into(),
+                tier: Tier::Hdd,
+                capacity_bytes: 16 * CHUNK_BYTES,
+                limits: LimitsConfig::default(),
+            });
+            devices.push(Arc::new(second.clone()));
+        }
         let ground = Ground {
             journal: Arc::new(self.journal.clone()),
-            devices: vec![Arc::new(self.device.clone())],
+            devices,
             catalog: self.catalog.clone(),
             crew: Crew::Inline,
             new_store: [7; 16],
@@ -285,6 +302,7 @@ impl Driver {
                 Completion::Read { .. }
                 | Completion::ChunkPut { .. }
                 | Completion::CopyEnded { .. }
+                | Completion::Lost { .. }
                 | Completion::Deleted { .. } => {}
             }
         }

@@ -7,7 +7,9 @@ use tidewater_proto::{
 
 use super::driver::{Driver, Op, SEGMENT, World};
 use crate::store::{
-    Completion, Failure, Fault, ReadError, ShardStore, device::DeviceError, disk::Keep,
+    Completion, Failure, Fault, ReadError, ShardStore,
+    device::DeviceError,
+    disk::{Keep, SimDisk},
 };
 
 const EIO: i32 = 5;
@@ -70,6 +72,83 @@ fn a_failed_write_takes_the_device_out_of_service_and_keeps_the_journal() {
     let world = world.after_crash(Keep::None, 1);
     let (_, found) = world.open().expect("opens");
     assert_eq!(found[0].entries.len(), 1);
+}
+
+/// Replica 1 has its chunk on the first device, which has one slot; replica 2 on the second.
+fn on_two_devices(world: &mut World) -> Driver {
+    world.capacity_bytes = CHUNK_BYTES;
+    world.second = Some(SimDisk::new(&world.clock, "second"));
+    let mut driver = Driver::new(world.open().expect("opens").0);
+    assert!(driver.create(2));
+    for replica in [1, 2] {
+        driver.step(&Op::Write { replica, sector: 0, sectors: 8, byte: replica as u8 });
+        driver.step(&Op::Poll);
+        driver.step(&Op::Commit { replica, lag: 0 });
+        driver.step(&Op::Freeze);
+        driver.step(&Op::Poll);
+    }
+    assert_eq!(driver.destaged, 2);
+    driver
+}
+
+fn lost(out: &[Completion]) -> Vec<u64> {
+    let replica = |c: &Completion| match c {
+        Completion::Lost { replica } => Some(replica.0),
+        _ => None,
+    };
+    out.iter().filter_map(replica).collect()
+}
+
+#[test]
+fn a_failed_device_takes_its_copies_with_it_and_no_others() {
+    let mut world = World::new();
+    let mut driver = on_two_devices(&mut world);
+    for replica in [1, 2] {
+        driver.step(&Op::Write { replica, sector: 8, sectors: 8, byte: 7 });
+    }
+    driver.step(&Op::Poll);
+    for replica in [1, 2] {
+        driver.step(&Op::Commit { replica, lag: 0 });
+    }
+    world.device.fail(EIO);
+    driver.freeze();
+    let out = completions(&mut driver.store);
+    assert_eq!(lost(&out), [1], "{out:?}");
+    let moved = |c: &Completion| matches!(c, Completion::Destaged(points) if points.iter().all(|p| p.0 == ReplicaId(2)));
+    assert!(out.iter().any(moved), "the round went on: {out:?}");
+
+    // The other copy reads, writes and survives a restart; the lost one stays lost, though its device works.
+    driver.known.remove(&ReplicaId(1));
+    for op in [
+        Op::Write { replica: 2, sector: 16, sectors: 8, byte: 9 },
+        Op::Poll,
+        Op::Commit { replica: 2, lag: 0 },
+        Op::Freeze,
+        Op::Poll,
+    ] {
+        driver.step(&op);
+    }
+    assert!(!driver.failed && driver.store.room());
+    let want = driver.known[&ReplicaId(2)].contents[3].clone();
+    assert!(driver.read_hot(ReplicaId(2)) == want);
+    let world = world.after_crash(Keep::None, 1);
+    let (mut store, found) = world.open().expect("opens");
+    let damaged: Vec<_> = found.iter().map(|copy| (copy.replica.0, copy.damaged)).collect();
+    assert_eq!(damaged, [(1, true), (2, false)]);
+    store.delete(ReplicaId(1));
+    let out = completions(&mut store);
+    assert!(matches!(out[..], [Completion::Deleted { replica: ReplicaId(1) }]), "{out:?}");
+}
+
+#[test]
+fn a_device_that_another_shard_found_failed_takes_the_copies_of_this_one_too() {
+    let mut world = World::new();
+    let mut driver = on_two_devices(&mut world);
+    world.device.fail(EIO);
+    let failed = driver.store.fail_a_device();
+    assert!(failed, "a sync of the first device fails");
+    assert_eq!(lost(&completions(&mut driver.store)), [1]);
+    assert!(completions(&mut driver.store).is_empty(), "told once");
 }
 
 #[test]
@@ -193,6 +272,7 @@ fn a_tail_that_fills_the_ring_survives_being_carried_over_again_and_again() {
     for round in 0..8 {
         world = world.after_crash(Keep::None, round);
         let (mut store, found) = world.open().expect("opens");
+        assert!(found.iter().all(|copy| !copy.damaged), "round {round}");
         let now: Vec<_> = found.into_iter().map(|copy| copy.entries).collect();
         let before = logs.get_or_insert_with(|| now.clone());
         assert!(before.iter().all(|log| log.len() > 3) && *before == now, "round {round}");

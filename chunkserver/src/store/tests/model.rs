@@ -43,6 +43,7 @@ fn restart(world: &World, driver: Driver, keep: Keep) -> (World, Driver) {
     let (store, found) = world.open().expect("opens");
     let mut after = Driver::new(store);
     for copy in found {
+        assert!(!copy.damaged, "{}: nothing is damaged by a crash", copy.replica);
         let before = &known[&copy.replica];
         let mut now: Known = before.clone();
         now.log.truncate(copy.base.sequence.0 as usize);
