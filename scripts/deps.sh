@@ -23,6 +23,8 @@ libnbd-bin nbdfuse
 qemu-utils qemu-img
 e2fsprogs mkfs.ext4
 fuse3 fusermount3
+iproute2 ip
+nftables nft
 python3 python3
 '
 

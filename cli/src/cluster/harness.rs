@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Read},
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -81,7 +81,7 @@ impl Cluster {
         let mut places = BTreeMap::new();
         let metas = (0..spec.metas).map(Seat::Meta);
         for seat in metas.chain((0..spec.chunkservers).map(Seat::Chunkserver)) {
-            places.insert(seat, place(seat, folder.path(), &mut ports)?);
+            places.insert(seat, place(seat, &spec, folder.path(), &mut ports)?);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(ClusterError::file(folder.path()))?;
@@ -110,9 +110,11 @@ impl Cluster {
             write_toml(&place.config, &file)?;
         }
         for i in 0..self.spec.chunkservers {
-            let shards = (0..self.spec.shards).map(|_| self.ports.take().map(local));
-            let shard_listen = shards.collect::<Result<_, _>>()?;
             let place = &self.places[&Seat::Chunkserver(i)];
+            let address = place.address.ip();
+            let shards = (0..self.spec.shards).map(|_| self.ports.take());
+            let shard_listen = shards.map(|port| Ok(SocketAddr::new(address, port?)));
+            let shard_listen = shard_listen.collect::<Result<_, ClusterError>>()?;
             let file = ChunkserverFile {
                 data_dir: Some(place.folder.clone()),
                 meta: self.endpoints.clone(),
@@ -220,7 +222,9 @@ impl Cluster {
         };
         let config = place.config.to_string_lossy().into_owned();
         let args = [verb, "run", "--config", &config];
-        let process = Process::start(seat, &args, &place.log, &self.spec.log_filter)?;
+        let host = self.spec.hosts.get(&seat);
+        let namespace = host.and_then(|host| host.namespace.as_deref());
+        let process = Process::start(seat, &args, &place.log, &self.spec.log_filter, namespace)?;
         self.processes.insert(seat, process);
         Ok(())
     }
@@ -520,7 +524,7 @@ impl Cluster {
     pub fn add_gateway(&mut self, exports: &[ExportSpec]) -> Result<Seat, ClusterError> {
         let count = self.places.keys().filter(|s| matches!(s, Seat::Gateway(_))).count();
         let seat = Seat::Gateway(count);
-        let place = place(seat, self.folder.path(), &mut self.ports)?;
+        let place = place(seat, &self.spec, self.folder.path(), &mut self.ports)?;
         let file = GatewayFile {
             meta: self.endpoints().to_vec(),
             listen: Some(place.address),
@@ -560,10 +564,6 @@ impl Drop for Cluster {
     }
 }
 
-fn local(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
-}
-
 /// Until an NBD server says hello: it listens before its volumes are open.
 fn greet(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address)?;
@@ -571,15 +571,22 @@ fn greet(address: SocketAddr) -> io::Result<()> {
     stream.read_exact(&mut [0; 8])
 }
 
-fn place(seat: Seat, parent: &Path, ports: &mut Ports) -> Result<Place, ClusterError> {
+fn place(
+    seat: Seat,
+    spec: &ClusterSpec,
+    parent: &Path,
+    ports: &mut Ports,
+) -> Result<Place, ClusterError> {
     let folder = parent.join(seat.to_string());
     fs::create_dir_all(&folder).map_err(ClusterError::file(&folder))?;
+    let host = spec.hosts.get(&seat).map_or(Ipv4Addr::LOCALHOST.into(), |host| host.address);
+    let mut listen = || Ok::<_, ClusterError>(SocketAddr::new(host, ports.take()?));
     Ok(Place {
         config: parent.join(format!("{seat}.toml")),
         log: parent.join(format!("{seat}.log")),
         folder,
-        address: local(ports.take()?),
-        metrics: local(ports.take()?),
+        address: listen()?,
+        metrics: listen()?,
     })
 }
 

@@ -21,4 +21,4 @@ pub use folder::{Folder, check_direct_io};
 pub use harness::{Cluster, ServerRun};
 pub use process::{binary, follow_parent};
 pub(crate) use spec::DEFAULT_LOG_FILTER;
-pub use spec::{ClusterSpec, DeviceSpec, ExportMode, ExportSpec, Seat};
+pub use spec::{ClusterSpec, DeviceSpec, ExportMode, ExportSpec, Host, Seat};

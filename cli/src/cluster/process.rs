@@ -62,6 +62,15 @@ pub fn binary() -> Result<PathBuf, ClusterError> {
     Err(ClusterError::NoBinary { looked })
 }
 
+/// The `tidewater` binary; `nsenter` becomes it, so the process keeps its id and its parent.
+fn command(namespace: Option<&Path>) -> Result<Command, ClusterError> {
+    let binary = binary()?;
+    let Some(namespace) = namespace else { return Ok(Command::new(binary)) };
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", namespace.display())).arg(binary);
+    Ok(command)
+}
+
 type Started = io::Result<Child>;
 type Job = (Command, mpsc::SyncSender<Started>);
 
@@ -96,17 +105,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `tidewater` with `args`; output is appended to `log`.
+    /// Starts `tidewater` with `args`, in a network namespace where one is given; output is appended to
+    /// `log`.
     pub(crate) fn start(
         seat: Seat,
         args: &[&str],
         log: &Path,
         filter: &str,
+        namespace: Option<&Path>,
     ) -> Result<Self, ClusterError> {
         let file = File::options().create(true).append(true).open(log);
         let file = file.map_err(ClusterError::file(log))?;
         let copy = file.try_clone().map_err(ClusterError::file(log))?;
-        let mut command = Command::new(binary()?);
+        let mut command = command(namespace)?;
         command
             .args(args)
             .env(PARENT_VARIABLE, std::process::id().to_string())

@@ -1,6 +1,6 @@
 //! What a cluster is made of.
 
-use std::{env, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, env, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use crate::config::{DeviceFile, LimitsFile, TierName};
 use crate::units::{ByteSize, Span};
@@ -31,6 +31,15 @@ impl fmt::Display for Seat {
     }
 }
 
+/// Where a process runs, as far as the network goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// The address it listens on; the harness must reach it.
+    pub address: IpAddr,
+    /// File of the network namespace it is started in, by `nsenter`.
+    pub namespace: Option<PathBuf>,
+}
+
 /// A cluster to be started.
 #[derive(Clone, Debug)]
 pub struct ClusterSpec {
@@ -50,6 +59,8 @@ pub struct ClusterSpec {
     pub repair_delay: Duration,
     /// Folder below which the cluster's own is made; `TMPDIR` where left out.
     pub parent: Option<PathBuf>,
+    /// Where processes run that are not simply on the loopback address.
+    pub hosts: BTreeMap<Seat, Host>,
     /// What the processes log, as in `RUST_LOG`. The default is that of the servers, or what the
     /// variable `TIDEWATER_LOG` says.
     pub log_filter: String,
@@ -67,6 +78,7 @@ impl Default for ClusterSpec {
             devices: vec![DeviceSpec::default()],
             repair_delay: Duration::from_secs(30),
             parent: None,
+            hosts: BTreeMap::new(),
             log_filter: env::var(LOG_VARIABLE).unwrap_or_else(|_| DEFAULT_LOG_FILTER.to_owned()),
         }
     }
