@@ -78,9 +78,14 @@ impl Recorder {
         self.state().open.len()
     }
 
+    /// Events so far.
+    pub(crate) fn len(&self) -> usize {
+        self.state().events.len()
+    }
+
     /// Whether no more events should come.
     pub(crate) fn is_full(&self) -> bool {
-        self.state().events.len() >= EVENTS_MAX
+        self.len() >= EVENTS_MAX
     }
 
     /// A number that no process had.

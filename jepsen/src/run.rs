@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use crate::{
     net::Net,
     recorder::{Call, Recorder, Voice},
     report,
-    workload::{self, Device, IO_TIMEOUT, Scene, VOLUME, Workload, perform},
+    workload::{self, Device, Gateway, IO_TIMEOUT, Scene, VOLUME, Workload, perform},
 };
 
 /// The cluster must be whole again this long after the last fault.
@@ -104,7 +104,7 @@ fn seats() -> impl Iterator<Item = Seat> {
 }
 
 fn start(spec: &RunSpec, net: Option<&Net>) -> anyhow::Result<Cluster> {
-    let mut cluster = Cluster::start(ClusterSpec {
+    let cluster = Cluster::start(ClusterSpec {
         metas: METAS,
         chunkservers: CHUNKSERVERS,
         segment_bytes: spec.workload.segment_bytes(),
@@ -116,11 +116,20 @@ fn start(spec: &RunSpec, net: Option<&Net>) -> anyhow::Result<Cluster> {
     })?;
     let size = spec.workload.volume_bytes();
     cluster.create_volume(VOLUME, size, 3, rpc::Durability::Sync)?;
-    if spec.workload.needs_gateway() {
-        // It comes back after a kill, when its old attachment is still there.
-        cluster.add_gateway(&[ExportSpec { take_over: true, ..ExportSpec::exclusive(VOLUME) }])?;
-    }
     Ok(cluster)
+}
+
+/// A gateway that takes the volume from whoever has it; its attachment is in the history.
+fn add_gateway(cluster: &mut Cluster, recorder: &Recorder) -> anyhow::Result<Gateway> {
+    let (voice, call) = workload::announce_attach(recorder);
+    let export = ExportSpec { take_over: true, ..ExportSpec::exclusive(VOLUME) };
+    let seat = cluster.add_gateway(&[export])?;
+    voice.ok(&call, None);
+    Ok(Gateway {
+        address: cluster.address(seat),
+        session: AtomicU64::new(voice.process()),
+        is_paused: AtomicBool::new(false),
+    })
 }
 
 /// Load and faults, then peace, then the final reads. Gives what went wrong with the cluster.
@@ -132,11 +141,14 @@ fn work(
 ) -> anyhow::Result<Vec<String>> {
     let stop = AtomicBool::new(false);
     let endpoints = cluster.endpoints().to_vec();
-    let gateway = spec.workload.needs_gateway().then(|| cluster.address(Seat::Gateway(0)));
+    let needed = spec.workload.needs_gateway();
+    let gateway = needed.then(|| add_gateway(cluster, recorder)).transpose()?;
+    let gateway = gateway.as_ref();
     let scene = Scene { recorder, endpoints: &endpoints, gateway, seed: spec.seed, stop: &stop };
     let faults = plan(spec.nemesis, spec.seed, spec.length);
     let mut trouble = Vec::new();
-    let mut hand = Hand { cluster, net, recorder };
+    let contested = spec.workload.contests_gateway();
+    let mut hand = Hand { cluster, net, recorder, gateway, contested };
     std::thread::scope(|scope| {
         let load = scope.spawn(|| spec.workload.run(&scene));
         let is_over = || load.is_finished();
@@ -190,7 +202,7 @@ fn read_all(spec: &RunSpec, scene: &Scene<'_>) -> anyhow::Result<()> {
     scene.recorder.nemesis(Op::Stage, Stage::Final.name());
     let (volume, session) = workload::attach(scene).context("no attachment")?;
     let layout = spec.workload.layout(spec.seed);
-    let mut device = Device::with_layout(Disk::new(volume)?, layout);
+    let mut device = Device::new(Disk::new(volume)?, layout);
     let mut voice = Voice::new(scene.recorder, Some(session));
     let side_by_side = layout.stride == layout.sectors;
     let (mut block, end) = (0, spec.workload.registers());

@@ -27,7 +27,7 @@ pub use fence::fence;
 pub use linear::linear;
 pub use progress::progress;
 
-use crate::history::{Event, Malformed, Operation};
+use crate::history::{Event, Kind, Malformed, Op, Operation};
 
 /// What a checker says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,7 +185,8 @@ pub fn judge(events: &[Event], longest: Duration) -> Vec<(&'static str, Verdict)
         ("durable", durable(events)),
         ("progress", progress(events, longest)),
     ];
-    if events.iter().any(|event| event.op == crate::history::Op::Attach) {
+    // One attachment is always made for the final reads; a fence needs two.
+    if events.iter().filter(|event| event.op == Op::Attach && event.kind == Kind::Ok).count() > 1 {
         verdicts.push(("fenced", fence(events)));
     }
     verdicts

@@ -1,6 +1,7 @@
 //! Carries faults out on a cluster, and takes them back.
 
 use std::{
+    sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
@@ -12,10 +13,14 @@ use crate::{
     history::Op,
     net::{Net, NetError},
     recorder::Recorder,
+    workload::{Gateway, announce_attach},
 };
 
 /// Between two looks at whether the run was broken off.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// What a woken process gets before it is killed.
+const WOKEN: Duration = Duration::from_millis(500);
 
 /// Why a fault could not be carried out or taken back.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,9 @@ pub(crate) struct Hand<'a> {
     pub(crate) cluster: &'a mut Cluster,
     pub(crate) net: Option<&'a Net>,
     pub(crate) recorder: &'a Recorder,
+    pub(crate) gateway: Option<&'a Gateway>,
+    /// The gateway loses the volume while it is paused, and has to be started anew.
+    pub(crate) contested: bool,
 }
 
 impl Hand<'_> {
@@ -69,7 +77,7 @@ impl Hand<'_> {
         for seat in seats.into_iter().filter(|seat| self.cluster.is_running(*seat)) {
             self.cluster.resume(seat)?;
         }
-        Ok(self.cluster.start_all()?)
+        self.start_all()
     }
 
     fn begin(&mut self, fault: Fault) -> Result<UnderWay, HarmError> {
@@ -89,7 +97,10 @@ impl Hand<'_> {
             (Harm::Kill, _) => {
                 seats.iter().try_for_each(|seat| self.cluster.kill(*seat))?;
             }
-            (Harm::Pause, _) => seats.iter().try_for_each(|seat| self.cluster.pause(*seat))?,
+            (Harm::Pause, _) => {
+                seats.iter().try_for_each(|seat| self.cluster.pause(*seat))?;
+                self.tell_paused(fault.on == On::Gateway);
+            }
             (harm, Some(net)) => self.cut(net, harm, &seats)?,
             (_, None) => unreachable!("a network is made for a nemesis that cuts"),
         }
@@ -99,11 +110,17 @@ impl Hand<'_> {
     fn end(&mut self, under_way: UnderWay) -> Result<(), HarmError> {
         let UnderWay { fault, seats, text, term } = under_way;
         match (fault.harm, self.net) {
-            (Harm::Kill, _) if fault.on == On::All => self.cluster.start_all()?,
-            (Harm::Kill, _) => {
-                seats.iter().try_for_each(|seat| self.cluster.restart(*seat))?;
+            (Harm::Kill, _) if fault.on == On::All => self.start_all()?,
+            (Harm::Kill, _) => seats.iter().try_for_each(|seat| self.restart(*seat))?,
+            (Harm::Pause, _) => {
+                seats.iter().try_for_each(|seat| self.cluster.resume(*seat))?;
+                self.tell_paused(false);
+                if fault.on == On::Gateway && self.contested {
+                    // Time for what it had under way to try to land.
+                    thread::sleep(WOKEN);
+                    seats.iter().try_for_each(|seat| self.restart(*seat))?;
+                }
             }
-            (Harm::Pause, _) => seats.iter().try_for_each(|seat| self.cluster.resume(*seat))?,
             (_, Some(net)) => net.heal()?,
             (_, None) => unreachable!("a network is made for a nemesis that cuts"),
         }
@@ -115,6 +132,47 @@ impl Hand<'_> {
         };
         self.recorder.nemesis(Op::Heal, format!("end of: {text}{elected}"));
         Ok(())
+    }
+
+    fn tell_paused(&self, is_paused: bool) {
+        if let Some(gateway) = self.gateway {
+            gateway.is_paused.store(is_paused, Ordering::SeqCst);
+        }
+    }
+
+    fn restart(&mut self, seat: Seat) -> Result<(), HarmError> {
+        if self.cluster.is_running(seat) {
+            self.cluster.kill(seat)?;
+        }
+        self.with_attach(|cluster| cluster.restart(seat))
+    }
+
+    fn start_all(&mut self) -> Result<(), HarmError> {
+        self.with_attach(Cluster::start_all)
+    }
+
+    /// A gateway that is down attaches anew when `start` starts it, which the history has to say.
+    fn with_attach(
+        &mut self,
+        start: impl FnOnce(&mut Cluster) -> Result<(), ClusterError>,
+    ) -> Result<(), HarmError> {
+        let gateway = self.cluster.seats().find(|seat| matches!(seat, Seat::Gateway(_)));
+        let is_down = gateway.is_some_and(|seat| !self.cluster.is_running(seat));
+        let Some(gateway) = self.gateway.filter(|_| is_down) else {
+            return Ok(start(self.cluster)?);
+        };
+        let (mut voice, call) = announce_attach(self.recorder);
+        gateway.session.store(voice.process(), Ordering::SeqCst);
+        match start(self.cluster) {
+            Ok(()) => {
+                voice.ok(&call, None);
+                Ok(())
+            }
+            Err(error) => {
+                voice.info(&call, error.to_string());
+                Err(error.into())
+            }
+        }
     }
 
     fn cut(&self, net: &Net, harm: Harm, seats: &[Seat]) -> Result<(), NetError> {

@@ -13,7 +13,15 @@
 mod command;
 mod rules;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Mutex};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use tidewater_cli::cluster::{Host, Seat};
 
@@ -21,15 +29,23 @@ pub use command::NetError;
 use command::{run, run_with_input};
 use rules::Rules;
 
-/// Begin of every name that is made here; the owner's process id follows.
+/// Begin of every name that is made here. The owner's process id follows, then `x` and which of its
+/// networks it is; then `-` and a number for a namespace, `v` and the number for its cable.
 const PREFIX: &str = "twj";
 /// Where `ip netns` keeps namespaces.
 const NAMESPACES: &str = "/run/netns";
+/// Where the kernel shows network devices.
+const LINKS: &str = "/sys/class/net";
 /// Bytes that may leave at once whatever the rate; a frame of 64 KiB has to fit.
 const BURST_BYTES: u32 = 128 << 10;
 
+/// Networks that this process made.
+static MADE: AtomicU32 = AtomicU32::new(0);
+
 /// A network, until it is dropped.
 pub struct Net {
+    /// Of the bridge; begin of all other names.
+    name: String,
     hosts: BTreeMap<Seat, NetHost>,
 }
 
@@ -64,10 +80,10 @@ impl Net {
     /// [`NetError`]; whatever was made is removed.
     pub fn new(seats: impl IntoIterator<Item = Seat>) -> Result<Self, NetError> {
         sweep();
-        let owner = std::process::id();
-        let bridge = format!("{PREFIX}{owner}");
-        let subnet = (owner % 250) as u8;
-        let mut net = Self { hosts: BTreeMap::new() };
+        let (owner, serial) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let bridge = format!("{PREFIX}{owner}x{serial}");
+        let subnet = (owner.wrapping_add(serial) % 250) as u8;
+        let mut net = Self { name: bridge.clone(), hosts: BTreeMap::new() };
         run(&["ip", "link", "add", &bridge, "type", "bridge"])?;
         run(&["ip", "addr", "add", &format!("10.213.{subnet}.1/24"), "dev", &bridge])?;
         run(&["ip", "link", "set", &bridge, "up"])?;
@@ -193,15 +209,14 @@ fn join(bridge: &str, namespace: &str, address: Ipv4Addr, at: u8) -> Result<(), 
     run(&["ip", "-n", namespace, "link", "set", "eth0", "up"])
 }
 
-/// Removes the network of `owner`, as far as it is there.
-fn remove(owner: u32) {
-    let bridge = format!("{PREFIX}{owner}");
+/// Removes a network, as far as it is there.
+fn remove(name: &str) {
     // The cables go with their namespaces.
-    for namespace in namespaces().filter(|name| owner_of(name) == Some(owner)) {
+    for namespace in namespaces().filter(|namespace| net_of(namespace) == Some(name)) {
         report(run(&["ip", "netns", "delete", &namespace]));
     }
-    if Path::new("/sys/class/net").join(&bridge).exists() {
-        report(run(&["ip", "link", "delete", &bridge]));
+    if Path::new(LINKS).join(name).exists() {
+        report(run(&["ip", "link", "delete", name]));
     }
 }
 
@@ -220,24 +235,29 @@ fn namespaces() -> impl Iterator<Item = String> {
     names(NAMESPACES)
 }
 
-/// The process id in a name that was made here.
-fn owner_of(name: &str) -> Option<u32> {
-    let rest = name.strip_prefix(PREFIX)?;
-    let digits = rest.split_once(['-', 'v']).map_or(rest, |(digits, _)| digits);
-    digits.parse().ok()
+/// The network that a name belongs to.
+fn net_of(name: &str) -> Option<&str> {
+    let end = name.find(['-', 'v']).unwrap_or(name.len());
+    owner_of(&name[..end]).map(|_| &name[..end])
+}
+
+/// The process that made a network.
+fn owner_of(net: &str) -> Option<u32> {
+    net.strip_prefix(PREFIX)?.split_once('x')?.0.parse().ok()
 }
 
 /// Removes the networks of owners that are gone.
 pub fn sweep() {
-    let owners = namespaces().chain(names("/sys/class/net")).filter_map(|name| owner_of(&name));
-    let gone = |owner: &u32| !Path::new("/proc").join(owner.to_string()).exists();
-    for owner in owners.filter(gone).collect::<std::collections::BTreeSet<_>>() {
-        remove(owner);
-    }
+    let all: Vec<_> = namespaces().chain(names(LINKS)).collect();
+    let gone = |net: &&str| {
+        owner_of(net).is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists())
+    };
+    let left: BTreeSet<_> = all.iter().filter_map(|name| net_of(name)).filter(gone).collect();
+    left.into_iter().for_each(remove);
 }
 
 impl Drop for Net {
     fn drop(&mut self) {
-        remove(std::process::id());
+        remove(&self.name);
     }
 }

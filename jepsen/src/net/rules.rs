@@ -24,9 +24,15 @@ impl Rules {
             let from: Vec<_> = self.deaf_to.iter().map(ToString::to_string).collect();
             text.extend(["    ip saddr { ", &from.join(", "), " } drop\n"]);
         }
-        if self.loss_percent > 0 {
-            let percent = self.loss_percent.to_string();
-            text.extend(["    iifname \"eth0\" numgen random mod 100 < ", &percent, " drop\n"]);
+        // The comparison must have both outcomes.
+        match self.loss_percent {
+            0 => {}
+            100.. => text += "    iifname \"eth0\" drop\n",
+            some => {
+                let some = some.to_string();
+                let rule = ["    iifname \"eth0\" numgen random mod 100 < ", &some, " drop\n"];
+                text.extend(rule);
+            }
         }
         text + "  }\n}\n"
     }

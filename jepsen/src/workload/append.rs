@@ -27,12 +27,13 @@ pub(super) fn run(scene: &Scene<'_>, layout: Layout, registers: u64) -> anyhow::
     let tail = AtomicU64::new(0);
     thread::scope(|scope| {
         for number in 0..WRITERS + READERS {
-            let mut device = Device::with_layout(Disk::new(volume.clone())?, layout);
+            let mut device = Device::new(Disk::new(volume.clone())?, layout);
             let tail = &tail;
             scope.spawn(move || {
                 if number < WRITERS {
                     append(scene, &mut device, tail, registers);
                 } else {
+                    let tail = || tail.load(Ordering::Relaxed).min(registers);
                     follow(scene, &mut device, tail, number);
                 }
             });
@@ -56,11 +57,16 @@ fn append(scene: &Scene<'_>, device: &mut impl super::Registers, tail: &AtomicU6
     }
 }
 
-fn follow(scene: &Scene<'_>, device: &mut impl super::Registers, tail: &AtomicU64, number: u64) {
+fn follow(
+    scene: &Scene<'_>,
+    device: &mut impl super::Registers,
+    tail: impl Fn() -> u64,
+    number: u64,
+) {
     let mut random = StdRng::seed_from_u64(scene.seed ^ (number << 32));
     let mut voice = Voice::new(scene.recorder, None);
     while !scene.is_over() {
-        let end = tail.load(Ordering::Relaxed);
+        let end = tail();
         if end == 0 {
             thread::sleep(PAUSE);
             continue;

@@ -2,7 +2,6 @@
 
 use tidewater_client::{BlockDevice, BlockError, Kind, Outcome, blocking::Disk};
 
-use super::Worker;
 use crate::{content::Layout, history::RegisterValue};
 
 /// Why an operation on registers failed.
@@ -18,6 +17,8 @@ pub(crate) struct Failure {
 
 /// Registers, as one thread uses them.
 pub(crate) trait Registers {
+    /// Before each operation: the attachment that it will go through, where that is of interest.
+    fn session(&mut self) -> Result<Option<u64>, Failure>;
     /// The values of `span` registers.
     fn read(&mut self, first: u64, span: u32) -> Result<Vec<RegisterValue>, Failure>;
     /// Sets `span` registers to one value.
@@ -35,15 +36,17 @@ pub(crate) trait Registers {
 pub(crate) struct Device<D> {
     disk: Disk<D>,
     layout: Layout,
+    session: Option<u64>,
 }
 
 impl<D: BlockDevice> Device<D> {
-    pub(crate) fn new(disk: Disk<D>, worker: &Worker) -> Self {
-        Self { disk, layout: worker.layout }
+    pub(crate) fn new(disk: Disk<D>, layout: Layout) -> Self {
+        Self { disk, layout, session: None }
     }
 
-    pub(crate) fn with_layout(disk: Disk<D>, layout: Layout) -> Self {
-        Self { disk, layout }
+    /// Through this attachment.
+    pub(crate) fn of_session(self, session: u64) -> Self {
+        Self { session: Some(session), ..self }
     }
 }
 
@@ -58,6 +61,10 @@ impl From<BlockError> for Failure {
 }
 
 impl<D: BlockDevice> Registers for Device<D> {
+    fn session(&mut self) -> Result<Option<u64>, Failure> {
+        Ok(self.session)
+    }
+
     fn read(&mut self, first: u64, span: u32) -> Result<Vec<RegisterValue>, Failure> {
         let len = self.layout.bytes(span) as u32;
         let data = self.disk.read_at(self.layout.offset(first), len)?;

@@ -6,18 +6,22 @@
 //! | [`Workload::Shared`] | the same | three shared attachments |
 //! | [`Workload::Sectors`] | 48 sectors across a segment's end: reads and writes of 1 to 12 | two shared attachments |
 //! | [`Workload::Takeover`] | 4 blocks over 4 segments | exclusive attachments that take the volume from each other |
-//! | [`Workload::Append`] | a log of blocks through up to 64 segments | one exclusive attachment |
+//! | [`Workload::Append`] | a log of blocks through up to 128 segments | one exclusive attachment |
 //! | [`Workload::Gateway`] | 16 blocks over 8 segments: read, write | NBD |
+//! | [`Workload::Handover`] | 4 blocks over 4 segments | NBD; while the gateway is paused, an attachment that takes over |
 
 mod append;
 mod device;
+mod handover;
 mod nbd;
 mod takeover;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -25,7 +29,7 @@ use anyhow::Context as _;
 use tidewater_client::{Cluster, Open, Volume, blocking::Disk};
 
 pub(crate) use device::{Device, Failure, Registers};
-pub(crate) use takeover::attach;
+pub(crate) use takeover::{announce_attach, attach};
 pub(crate) use worker::{Mix, Worker, perform};
 
 use crate::{content::Layout, recorder::Recorder};
@@ -55,13 +59,24 @@ pub enum Workload {
     Append,
     /// Read and write of blocks over NBD
     Gateway,
+    /// The same, and whenever the gateway is paused another client takes the volume over
+    Handover,
+}
+
+/// The gateway of a run, as its clients and the nemesis know it.
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
+    /// The attachment of the process that runs now. Changed after the old one is dead and before the
+    /// next one starts, so a connection belongs to the one that is here before and after it was made.
+    pub(crate) session: AtomicU64,
+    pub(crate) is_paused: AtomicBool,
 }
 
 /// What all threads of a workload share.
 pub(crate) struct Scene<'a> {
     pub(crate) recorder: &'a Recorder,
     pub(crate) endpoints: &'a [String],
-    pub(crate) gateway: Option<SocketAddr>,
+    pub(crate) gateway: Option<&'a Gateway>,
     pub(crate) seed: u64,
     pub(crate) stop: &'a AtomicBool,
 }
@@ -78,18 +93,21 @@ impl Workload {
     pub(crate) fn segment_bytes(self) -> u64 {
         match self {
             Self::Append => MIB,
-            Self::Registers | Self::Shared | Self::Sectors | Self::Takeover | Self::Gateway => {
-                4 * MIB
-            }
+            Self::Registers
+            | Self::Shared
+            | Self::Sectors
+            | Self::Takeover
+            | Self::Gateway
+            | Self::Handover => 4 * MIB,
         }
     }
 
     /// Bytes of the volume.
     pub(crate) fn volume_bytes(self) -> u64 {
         match self {
-            Self::Append => 64 * MIB,
+            Self::Append => 128 * MIB,
             Self::Registers | Self::Shared | Self::Gateway => 32 * MIB,
-            Self::Takeover => 16 * MIB,
+            Self::Takeover | Self::Handover => 16 * MIB,
             Self::Sectors => 8 * MIB,
         }
     }
@@ -99,7 +117,7 @@ impl Workload {
         match self {
             Self::Append => self.volume_bytes() / 4096,
             Self::Registers | Self::Shared | Self::Gateway => 16,
-            Self::Takeover => 4,
+            Self::Takeover | Self::Handover => 4,
             Self::Sectors => 48,
         }
     }
@@ -112,7 +130,7 @@ impl Workload {
             Self::Registers | Self::Shared | Self::Gateway => {
                 (BLOCK_SECTORS, 2 * MIB_SECTORS, BLOCK_SECTORS)
             }
-            Self::Takeover => (BLOCK_SECTORS, 4 * MIB_SECTORS, BLOCK_SECTORS),
+            Self::Takeover | Self::Handover => (BLOCK_SECTORS, 4 * MIB_SECTORS, BLOCK_SECTORS),
             // Half of them in either segment, and blocks begin at every eighth.
             Self::Sectors => (4 * MIB_SECTORS - 20, 1, 1),
         };
@@ -121,7 +139,12 @@ impl Workload {
 
     /// Whether it goes through a gateway.
     pub(crate) fn needs_gateway(self) -> bool {
-        self == Self::Gateway
+        matches!(self, Self::Gateway | Self::Handover)
+    }
+
+    /// Whether the gateway loses the volume to another client, and must be started again to get it back.
+    pub(crate) fn contests_gateway(self) -> bool {
+        self == Self::Handover
     }
 
     /// Runs until told to stop.
@@ -149,17 +172,17 @@ impl Workload {
             }
             Self::Takeover => takeover::run(scene, |number| worker(number, Mix::READ_WRITE, 1)),
             Self::Append => append::run(scene, layout, self.registers()),
-            Self::Gateway => {
+            Self::Gateway | Self::Handover => {
                 let gateway = scene.gateway.context("this workload needs a gateway")?;
+                let worker = |number| worker(number, Mix::READ_WRITE, 1);
                 std::thread::scope(|threads| {
                     for number in 0..8 {
                         let mut client = nbd::Connection::new(gateway, VOLUME, layout);
-                        threads.spawn(move || {
-                            worker(number, Mix::READ_WRITE, 1).run(scene, &mut client, None);
-                        });
+                        threads.spawn(move || worker(number).run(scene, &mut client));
                     }
-                });
-                Ok(())
+                    let contested = self.contests_gateway();
+                    if contested { handover::contend(scene, gateway, worker) } else { Ok(()) }
+                })
             }
         }
     }
@@ -188,7 +211,7 @@ fn together(
             let volume = volumes[number as usize % volumes.len()].clone();
             let worker = worker(number);
             let disk = Disk::new(volume)?;
-            scope.spawn(move || worker.run(scene, &mut Device::new(disk, &worker), None));
+            scope.spawn(move || worker.run(scene, &mut Device::new(disk, worker.layout)));
         }
         Ok(())
     })

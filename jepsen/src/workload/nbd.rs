@@ -1,10 +1,10 @@
 //! Registers over NBD, through a gateway that may die and come back.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tidewater_cli::nbd_client::{NbdClient, NbdError};
 
-use super::{Failure, Registers};
+use super::{Failure, Gateway, Registers};
 use crate::{content::Layout, history::RegisterValue};
 
 /// A gateway answers within this time, or its connection is given up. Longer than the gateway's own
@@ -14,29 +14,24 @@ const TIMEOUT: Duration = Duration::from_secs(40);
 const ESHUTDOWN: u32 = 108;
 
 /// A connection to an export, made when it is needed.
-pub(super) struct Connection {
-    gateway: SocketAddr,
+pub(super) struct Connection<'a> {
+    gateway: &'a Gateway,
     export: &'static str,
     layout: Layout,
     client: Option<NbdClient>,
+    session: u64,
 }
 
-impl Connection {
-    pub(super) fn new(gateway: SocketAddr, export: &'static str, layout: Layout) -> Self {
-        Self { gateway, export, layout, client: None }
+impl<'a> Connection<'a> {
+    pub(super) fn new(gateway: &'a Gateway, export: &'static str, layout: Layout) -> Self {
+        Self { gateway, export, layout, client: None, session: 0 }
     }
 
     fn run<T>(
         &mut self,
         job: impl FnOnce(&mut NbdClient) -> Result<T, NbdError>,
     ) -> Result<T, Failure> {
-        let mut client = match self.client.take() {
-            Some(client) => client,
-            None => NbdClient::connect(self.gateway, self.export, TIMEOUT).map_err(|error| {
-                // Nothing was sent.
-                Failure { maybe: false, fenced: false, text: error.to_string() }
-            })?,
-        };
+        let mut client = self.client.take().ok_or_else(|| not_connected(&"no connection"))?;
         let result = job(&mut client);
         let fenced = matches!(result, Err(NbdError::Failed { errno: ESHUTDOWN }));
         if matches!(result, Ok(_) | Err(NbdError::Failed { .. })) && !fenced {
@@ -47,7 +42,27 @@ impl Connection {
     }
 }
 
-impl Registers for Connection {
+/// Nothing was sent.
+fn not_connected(why: &dyn ToString) -> Failure {
+    Failure { maybe: false, fenced: false, text: why.to_string() }
+}
+
+impl Registers for Connection<'_> {
+    fn session(&mut self) -> Result<Option<u64>, Failure> {
+        if self.client.is_none() {
+            let running = || self.gateway.session.load(Ordering::SeqCst);
+            let before = running();
+            let client = NbdClient::connect(self.gateway.address, self.export, TIMEOUT);
+            let client = client.map_err(|error| not_connected(&error))?;
+            if running() != before {
+                return Err(not_connected(&"the gateway was just restarted"));
+            }
+            self.session = before;
+            self.client = Some(client);
+        }
+        Ok(Some(self.session))
+    }
+
     fn read(&mut self, first: u64, span: u32) -> Result<Vec<RegisterValue>, Failure> {
         let layout = self.layout;
         let mut data = vec![0; layout.bytes(span)];

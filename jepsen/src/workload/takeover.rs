@@ -11,7 +11,7 @@ use tidewater_client::{Open, Volume, blocking::Disk};
 use super::{Scene, Worker, device::Device, open};
 use crate::{
     history::{Op, Value},
-    recorder::{Call, Voice},
+    recorder::{Call, Recorder, Voice},
 };
 
 const CONTENDERS: u64 = 2;
@@ -43,28 +43,43 @@ fn contend(
     while !scene.is_over() {
         wait(scene, Duration::from_millis(random.random_range(0..PATIENCE_MS)));
         let Some((volume, session)) = attach(scene) else { continue };
-        thread::scope(|scope| {
-            for number in 0..THREADS {
-                // Other operations with each attachment.
-                let worker = worker(session * THREADS + number);
-                let disk = Disk::new(volume.clone())?;
-                scope.spawn(move || {
-                    worker.run(scene, &mut Device::new(disk, &worker), Some(session));
-                });
-            }
-            anyhow::Ok(())
-        })?;
+        work(scene, &volume, session, worker)?;
     }
     Ok(())
 }
 
-/// Takes the volume and records it; the session is the number of the process that did.
-pub(crate) fn attach(scene: &Scene<'_>) -> Option<(Volume, u64)> {
-    let mut voice = Voice::new(scene.recorder, None);
-    let session = voice.process();
-    voice.session = Some(session);
+/// Works through an attachment until it is fenced off or the run is over.
+pub(super) fn work(
+    scene: &Scene<'_>,
+    volume: &Volume,
+    session: u64,
+    worker: &(impl Fn(u64) -> Worker + Sync),
+) -> anyhow::Result<()> {
+    thread::scope(|scope| {
+        for number in 0..THREADS {
+            // Other operations with each attachment.
+            let worker = worker(session * THREADS + number);
+            let disk = Disk::new(volume.clone())?;
+            let mut device = Device::new(disk, worker.layout).of_session(session);
+            scope.spawn(move || worker.run(scene, &mut device));
+        }
+        Ok(())
+    })
+}
+
+/// Records that an attach begins, by a process whose number is the session's.
+pub(crate) fn announce_attach(recorder: &Recorder) -> (Voice<'_>, Call) {
+    let mut voice = Voice::new(recorder, None);
+    voice.session = Some(voice.process());
     let call = Call { op: Op::Attach, block: None, span: 1, value: Value::None };
     voice.invoke(&call);
+    (voice, call)
+}
+
+/// Takes the volume and records it; the session is the number of the process that did.
+pub(crate) fn attach(scene: &Scene<'_>) -> Option<(Volume, u64)> {
+    let (mut voice, call) = announce_attach(scene.recorder);
+    let session = voice.process();
     let options = Open::exclusive().take_over().program("jepsen", session.to_string());
     match open(scene.endpoints, options) {
         Ok(volume) => {

@@ -40,18 +40,18 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Works until the scene is over or the attachment is gone. `session` is the attachment's.
-    pub(crate) fn run(
-        &self,
-        scene: &Scene<'_>,
-        registers: &mut impl Registers,
-        session: Option<u64>,
-    ) {
+    /// Works until the scene is over or the attachment is gone.
+    pub(crate) fn run(&self, scene: &Scene<'_>, registers: &mut impl Registers) {
         let mut random = StdRng::seed_from_u64(self.seed ^ (self.number << 32));
-        let mut voice = Voice::new(scene.recorder, session);
+        let mut voice = Voice::new(scene.recorder, None);
         // What was last seen of each register, to compare with.
         let mut seen = BTreeMap::new();
         while !scene.is_over() {
+            let Ok(session) = registers.session() else {
+                thread::sleep(AFTER_FAILURE);
+                continue;
+            };
+            voice.session = session;
             let call = self.next(&mut random, &mut voice, &seen);
             match perform(&mut voice, registers, &call) {
                 Ok(values) => {
