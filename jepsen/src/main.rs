@@ -34,6 +34,9 @@ struct Run {
     /// Fixes the faults and what clients choose; drawn and printed where left out
     #[arg(long)]
     seed: Option<u64>,
+    /// Leave the processes' folders and logs behind whatever the verdict
+    #[arg(long)]
+    keep: bool,
     /// Folder for the history and the report; on a disk. Default: a new one below TMPDIR
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         length: Duration::from_secs(args.seconds),
         seed,
         folder: args.dir.unwrap_or_else(fresh),
+        keep: args.keep,
     };
     match run(&spec) {
         Ok(outcome) => {

@@ -45,6 +45,8 @@ pub struct RunSpec {
     pub seed: u64,
     /// Folder for the history and the report, and for the cluster while it runs.
     pub folder: PathBuf,
+    /// Leave the cluster's folder there even if the run is valid.
+    pub keep: bool,
 }
 
 /// What came of it.
@@ -87,7 +89,7 @@ pub fn run(spec: &RunSpec) -> anyhow::Result<Outcome> {
     let events = recorder.finish()?;
     let verdicts = judge(&events, IO_TIMEOUT + SLACK);
     let outcome = Outcome { verdicts, bites: bites(&events), trouble, events };
-    if outcome.rank() == Rank::Invalid {
+    if spec.keep || outcome.rank() != Rank::Valid {
         cluster.keep_folder();
     }
     write(&spec.folder, spec, &outcome)?;

@@ -21,6 +21,7 @@ fn valid(workload: Workload, nemesis: Nemesis, seconds: u64) -> (Outcome, Folder
         length: Duration::from_secs(seconds),
         seed: u64::from(rand::random::<u32>()),
         folder: folder.path().to_path_buf(),
+        keep: false,
     };
     let outcome = run(&spec).unwrap_or_else(|error| panic!("seed {}: {error:#}", spec.seed));
     let summary = report::summary(&spec, &outcome);
@@ -45,5 +46,6 @@ fn registers_are_linearizable_while_chunkservers_are_killed() {
 fn what_was_under_way_at_a_take_over_lands_before_it_or_never() {
     let (outcome, _folder) = valid(Workload::Takeover, Nemesis::None, 5);
     let attaches = outcome.events.iter().filter(|event| event.op == Op::Attach).count();
+    // Begin and end of three: each client's, and that of the final reads.
     assert!(attaches >= 6, "{attaches}");
 }

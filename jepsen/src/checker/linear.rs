@@ -12,6 +12,9 @@ use super::{
 };
 use crate::history::{Action, Event, Malformed, Operation, registers};
 
+/// Registers told of; what breaks more breaks the same way, and each costs many searches to shrink.
+const TOLD_MAX: usize = 8;
+
 /// Judges every register.
 pub fn linear(events: &[Event]) -> Verdict {
     match registers(events) {
@@ -29,6 +32,9 @@ pub(super) fn judge(registers: &BTreeMap<u64, Vec<Operation>>, claim: Claim) -> 
     }
     let (mut found, mut undecided) = (Vec::new(), None);
     for (&block, operations) in registers {
+        if found.len() >= TOLD_MAX {
+            break;
+        }
         match explain(operations) {
             Ok(None) => {}
             Ok(Some(witness)) => found.push(Violation { claim, block: Some(block), witness }),

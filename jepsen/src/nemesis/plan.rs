@@ -36,6 +36,8 @@ pub enum Nemesis {
     PauseGateway,
     /// Network cut in two parts, around one node, or in one direction
     Partitions,
+    /// A chunkserver cut off from all servers, not from clients
+    CutChunkserver,
     /// Packets lost at one node
     Loss,
     /// A node behind a slow link
@@ -116,8 +118,10 @@ impl Nemesis {
             Self::PauseLeader => &[(Pause, Leader)],
             Self::PauseGateway => &[(Pause, Gateway)],
             Self::Partitions => {
-                &[(Halves, All), (Isolate, Server), (Isolate, Leader), (Deaf, Server)]
+                // A chunkserver that is cut off is still asked by clients: it must not answer.
+                &[(Halves, All), (Isolate, Chunkserver), (Isolate, Leader), (Deaf, Server)]
             }
+            Self::CutChunkserver => &[(Isolate, Chunkserver)],
             Self::Loss => &[(Loss(5), Chunkserver), (Loss(20), Chunkserver), (Loss(10), Leader)],
             Self::Slow => &[(Slow(1000), Chunkserver), (Slow(10_000), Chunkserver)],
             Self::Mixed => &[
@@ -126,7 +130,7 @@ impl Nemesis {
                 (Kill, Leader),
                 (Pause, Leader),
                 (Halves, All),
-                (Isolate, Server),
+                (Isolate, Chunkserver),
                 (Deaf, Server),
                 (Loss(10), Chunkserver),
                 (Slow(2000), Chunkserver),

@@ -2,12 +2,12 @@
 //!
 //! | workload | registers | through |
 //! | --- | --- | --- |
-//! | [`Workload::Registers`] | 16 blocks over 8 segments: read, write, compare-and-write | one exclusive attachment |
-//! | [`Workload::Shared`] | the same | three shared attachments |
+//! | [`Workload::Registers`] | 64 blocks over 8 segments: read, write, compare-and-write | one exclusive attachment |
+//! | [`Workload::Shared`] | the same | two shared attachments, and one that only reads |
 //! | [`Workload::Sectors`] | 48 sectors across a segment's end: reads and writes of 1 to 12 | two shared attachments |
 //! | [`Workload::Takeover`] | 4 blocks over 4 segments | exclusive attachments that take the volume from each other |
 //! | [`Workload::Append`] | a log of blocks through up to 128 segments | one exclusive attachment |
-//! | [`Workload::Gateway`] | 16 blocks over 8 segments: read, write | NBD |
+//! | [`Workload::Gateway`] | 64 blocks over 8 segments: read, write | NBD |
 //! | [`Workload::Handover`] | 4 blocks over 4 segments | NBD; while the gateway is paused, an attachment that takes over |
 
 mod append;
@@ -116,7 +116,9 @@ impl Workload {
     pub(crate) fn registers(self) -> u64 {
         match self {
             Self::Append => self.volume_bytes() / 4096,
-            Self::Registers | Self::Shared | Self::Gateway => 16,
+            // Many more than threads: a block with a write under way tells nothing of its segment's
+            // other blocks, which a server that lost its role must not answer for either.
+            Self::Registers | Self::Shared | Self::Gateway => 64,
             Self::Takeover | Self::Handover => 4,
             Self::Sectors => 48,
         }
@@ -126,9 +128,9 @@ impl Workload {
     pub(crate) fn layout(self, seed: u64) -> Layout {
         let (base, stride, sectors) = match self {
             Self::Append => (0, BLOCK_SECTORS, BLOCK_SECTORS),
-            // Two in each segment, and none at its begin.
+            // Eight in each segment, and none at its begin.
             Self::Registers | Self::Shared | Self::Gateway => {
-                (BLOCK_SECTORS, 2 * MIB_SECTORS, BLOCK_SECTORS)
+                (BLOCK_SECTORS, MIB_SECTORS / 2, BLOCK_SECTORS)
             }
             Self::Takeover | Self::Handover => (BLOCK_SECTORS, 4 * MIB_SECTORS, BLOCK_SECTORS),
             // Half of them in either segment, and blocks begin at every eighth.
@@ -163,8 +165,11 @@ impl Workload {
                 together(scene, &[Open::exclusive()], 8, |number| worker(number, Mix::ALL, 1))
             }
             Self::Shared => {
-                let open = [Open::shared(), Open::shared(), Open::shared()];
-                together(scene, &open, 3, |number| worker(number, Mix::ALL, 1))
+                let open = [Open::shared(), Open::shared(), Open::read_only()];
+                together(scene, &open, 3, |number| {
+                    let reads = number % open.len() as u64 == 2;
+                    worker(number, if reads { Mix::READ } else { Mix::ALL }, 1)
+                })
             }
             Self::Sectors => {
                 let open = [Open::shared(), Open::shared()];

@@ -153,7 +153,7 @@ fn a_sound_device_is_valid() {
 
 #[test]
 fn a_device_that_hides_whether_it_did_something_is_never_invalid() {
-    let events = history(&FaultyDevice::new(memory(), 10), Mix::ALL);
+    let events = history(&FaultyDevice::new(memory(), 50), Mix::ALL);
     assert_eq!(linear(&events).rank(), Rank::Valid);
     assert_ne!(durable(&events).rank(), Rank::Invalid);
 }

@@ -23,6 +23,8 @@ pub(crate) struct Mix {
 
 impl Mix {
     pub(crate) const ALL: Self = Self { read: 0.4, write: 0.4 };
+    /// Who only reads is not told by failing writes that a server has lost its role.
+    pub(crate) const READ: Self = Self { read: 1.0, write: 0.0 };
     pub(crate) const READ_WRITE: Self = Self { read: 0.5, write: 0.5 };
 }
 
