@@ -11,7 +11,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tidewater_proto::rpc::{meta_server::MetaServer, raft_server::RaftServer};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Server;
 
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
     service::MetaService,
 };
 
-/// For requests in progress to end at a stop.
+/// For requests in progress to end at a stop; also between complaints that it takes long.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a meta node cannot serve.
@@ -94,14 +94,18 @@ pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// A running meta node.
+/// A running meta node. One that is dropped stops by itself, on the runtime it was started on;
+/// [`stop`](Self::stop) also waits for that. Once it has stopped, or its runtime has been dropped, no
+/// thread has its database open.
 pub struct MetaNode {
     node: Arc<Node>,
     address: SocketAddr,
     /// None once it has ended and `failed` has said why.
     server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
     driver: JoinHandle<()>,
+    closer: JoinHandle<()>,
     closed: CancellationToken,
+    _closing: DropGuard,
 }
 
 impl MetaNode {
@@ -143,8 +147,10 @@ impl MetaNode {
         let raft_service = RaftService { node: id, raft: node.raft.clone(), snapshots };
         let server = Some(tokio::spawn(serve(Arc::clone(&node), raft_service, listener)));
         let driver = tokio::spawn(driver::run(Arc::clone(&node)));
+        let closer = tokio::spawn(close(Arc::clone(&node)));
         tracing::info!(node = id, %address, "meta node serves");
-        Ok(Self { node, address, server, driver, closed })
+        let guard = node.closing.clone().drop_guard();
+        Ok(Self { node, address, server, driver, closer, closed, _closing: guard })
     }
 
     /// Where it listens.
@@ -183,7 +189,8 @@ impl MetaNode {
         }
     }
 
-    /// Stops serving and closes the data folder.
+    /// Stops serving and closes the data folder. Does not return before that is closed: a process
+    /// that exits with its database open aborts.
     pub async fn stop(self) {
         self.node.closing.cancel();
         if let Some(mut server) = self.server
@@ -191,16 +198,23 @@ impl MetaNode {
         {
             server.abort();
         }
-        if let Err(error) = self.driver.await {
-            tracing::warn!(%error, "driver failed");
-        }
-        if let Err(error) = self.node.raft.shutdown().await {
-            tracing::warn!(%error, "raft did not stop in order");
+        for (task, name) in [(self.driver, "driver"), (self.closer, "closer")] {
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "{name} failed");
+            }
         }
         drop(self.node);
-        if tokio::time::timeout(STOP_TIMEOUT, self.closed.cancelled()).await.is_err() {
+        while tokio::time::timeout(STOP_TIMEOUT, self.closed.cancelled()).await.is_err() {
             tracing::warn!("data folder is still in use after the stop");
         }
+    }
+}
+
+/// Ends the Raft core, which has the data folder open, once the node is to stop.
+async fn close(node: Arc<Node>) {
+    node.closing.cancelled().await;
+    if let Err(error) = node.raft.shutdown().await {
+        tracing::warn!(%error, "raft did not stop in order");
     }
 }
 

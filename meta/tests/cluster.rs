@@ -1,8 +1,10 @@
 //! Meta nodes in one process, on loopback, with real folders.
 
 use std::{
+    fs::{File, TryLockError},
     net::SocketAddr,
     path::Path,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,12 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 type Client = MetaClient<Channel>;
 
-/// Addresses that were free a moment ago, one a node.
+/// Addresses that were free a moment ago, one a node. Not of the range from which the system gives
+/// ports, for a node that restarts must find its own still free.
 fn addresses(count: usize) -> Vec<SocketAddr> {
-    let listeners: Vec<_> = (0..count)
-        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port"))
-        .collect();
-    listeners.iter().map(|l| l.local_addr().expect("bound")).collect()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let candidates = std::iter::repeat_with(|| {
+        let next = std::process::id() * 32 + NEXT.fetch_add(1, Ordering::Relaxed);
+        SocketAddr::from(([127, 0, 0, 1], 10_000 + (next % 20_000) as u16))
+    });
+    candidates.filter(|at| std::net::TcpListener::bind(at).is_ok()).take(count).collect()
 }
 
 fn config(node: u64, listen: SocketAddr, root: &Path) -> MetaConfig {
@@ -80,6 +85,10 @@ impl Cluster {
         MetaClient::new(Channel::from_shared(address).expect("address").connect_lazy())
     }
 
+    fn is_open(&self, index: usize) -> bool {
+        is_open(self.root.path(), index)
+    }
+
     fn running(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|&index| self.nodes[index].is_some()).collect()
     }
@@ -116,6 +125,17 @@ impl Cluster {
             Some(())
         })
         .await;
+    }
+}
+
+/// Whether a node's database is open: it has the folder locked until it is closed.
+fn is_open(root: &Path, index: usize) -> bool {
+    let path = root.join(format!("m{}", index + 1)).join("lock");
+    let lock = File::open(path).expect("a node ran there");
+    match lock.try_lock() {
+        Ok(()) => false,
+        Err(TryLockError::WouldBlock) => true,
+        Err(TryLockError::Error(error)) => panic!("{error}"),
     }
 }
 
@@ -412,4 +432,28 @@ async fn a_folder_in_use_or_of_another_cluster_is_refused() {
     let other = MetaNode::start(other).await.err().expect("refused");
     assert!(matches!(other, MetaError::Store(StoreError::OtherCluster { .. })), "{other}");
     cluster.restart(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_node_stops_and_closes_its_folder() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    assert!(cluster.is_open(leader));
+    cluster.nodes[leader] = None;
+    until("a closed folder", async || (!cluster.is_open(leader)).then_some(())).await;
+    cluster.leader().await;
+    cluster.restart(leader).await;
+    cluster.assert_equal_states().await;
+}
+
+#[test]
+fn a_runtime_that_ends_leaves_no_database_open() {
+    for round in 0..5 {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let Cluster { root, nodes, .. } = runtime.block_on(Cluster::start(3));
+        drop(nodes);
+        drop(runtime);
+        let open: Vec<_> = (0..3).filter(|&index| is_open(root.path(), index)).collect();
+        assert!(open.is_empty(), "open in round {round}: {open:?}");
+    }
 }

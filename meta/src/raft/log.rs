@@ -5,6 +5,7 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
+    thread::JoinHandle,
 };
 
 use openraft::{
@@ -30,6 +31,21 @@ const FLUSH_QUEUE: usize = 1024;
 pub(crate) struct LogStore {
     reader: LogReader,
     flusher: mpsc::Sender<IOFlushed<TypeConfig>>,
+    // After `flusher`: the thread ends once that is gone.
+    _thread: Joined,
+}
+
+/// A thread that is waited for. It has the database open, and a process that exits meanwhile runs
+/// RocksDB's static destructors under it, which aborts. It waits for nothing but a sync, so neither
+/// does whoever drops this.
+struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if self.0.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that syncs the log panicked");
+        }
+    }
 }
 
 /// Reads the log.
@@ -39,16 +55,16 @@ pub(crate) struct LogReader {
 }
 
 impl LogStore {
-    /// The log in `store`. Its thread ends with it.
+    /// The log in `store`. Its thread ends before it is gone.
     pub(crate) fn new(store: Store) -> Result<Self, StoreError> {
         let (flusher, queue) = mpsc::channel(FLUSH_QUEUE);
         let reader = LogReader { store: store.clone() };
         let path = store.dir().to_owned();
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("meta-log".to_owned())
             .spawn(move || flush(&store, queue))
             .map_err(|source| StoreError::Io { path, source })?;
-        Ok(Self { reader, flusher })
+        Ok(Self { reader, flusher, _thread: Joined(Some(thread)) })
     }
 }
 
