@@ -172,6 +172,9 @@ impl MetaConfig {
             purge_batch_size: PURGE_ENTRIES,
             // A restarted leader may have lost unsynced applied entries: it must be elected again.
             enable_leader_restore: Some(false),
+            // A node that was cut off or stood still would else come back with a higher term and
+            // depose a leader that works.
+            enable_pre_vote: Some(true),
             ..openraft::Config::default()
         }
         .validate()

@@ -1,6 +1,7 @@
 //! Meta nodes in one process, on loopback, with real folders.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, TryLockError},
     net::SocketAddr,
     path::Path,
@@ -10,6 +11,11 @@ use std::{
 
 use tidewater_meta::{MetaConfig, MetaError, MetaNode, StoreError};
 use tidewater_proto::rpc::{self, meta_client::MetaClient};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 use tonic::{Code, Status, transport::Channel};
 
 const TIB: u64 = 1 << 40;
@@ -44,16 +50,58 @@ fn config(node: u64, listen: SocketAddr, root: &Path) -> MetaConfig {
 struct Cluster {
     root: tempfile::TempDir,
     listen: Vec<SocketAddr>,
+    /// What other nodes reach a node by, where that is not where it listens.
+    gates: BTreeMap<usize, Gate>,
     nodes: Vec<Option<MetaNode>>,
+}
+
+/// The way from all other nodes to one, which can be cut.
+struct Gate {
+    address: SocketAddr,
+    open: watch::Sender<bool>,
+}
+
+impl Gate {
+    async fn to(node: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (open, is_open) = watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut from, _)) = listener.accept().await {
+                let mut is_open = is_open.clone();
+                tokio::spawn(async move {
+                    let Ok(mut to) = TcpStream::connect(node).await else { return };
+                    tokio::select! {
+                        ended = copy_bidirectional(&mut from, &mut to) => drop(ended),
+                        cut = is_open.wait_for(|open| !open) => drop(cut),
+                    }
+                });
+            }
+        });
+        Self { address, open }
+    }
 }
 
 impl Cluster {
     /// `voters` nodes that form a cluster, and room for one more.
     async fn start(voters: usize) -> Self {
-        let root = tempfile::tempdir().expect("tempdir");
+        Self::form(voters, addresses(voters + 1), BTreeMap::new()).await
+    }
+
+    /// The same, each node behind a gate.
+    async fn start_gated(voters: usize) -> Self {
         let listen = addresses(voters + 1);
+        let mut gates = BTreeMap::new();
+        for (index, &node) in listen.iter().enumerate() {
+            gates.insert(index, Gate::to(node).await);
+        }
+        Self::form(voters, listen, gates).await
+    }
+
+    async fn form(voters: usize, listen: Vec<SocketAddr>, gates: BTreeMap<usize, Gate>) -> Self {
+        let root = tempfile::tempdir().expect("tempdir");
         let nodes = (0..=voters).map(|_| None).collect();
-        let mut cluster = Self { root, listen, nodes };
+        let mut cluster = Self { root, listen, gates, nodes };
         for index in 0..voters {
             cluster.restart(index).await;
         }
@@ -64,9 +112,10 @@ impl Cluster {
     }
 
     fn member(&self, index: usize) -> rpc::MetaNode {
+        let address = self.gates.get(&index).map_or(self.listen[index], |gate| gate.address);
         rpc::MetaNode {
             id: index as u64 + 1,
-            address: self.listen[index].to_string(),
+            address: address.to_string(),
             ..rpc::MetaNode::default()
         }
     }
@@ -400,6 +449,34 @@ async fn a_node_is_replaced_through_a_snapshot_and_the_cluster_restarts_from_dis
     cluster.assert_equal_states().await;
     let leader = cluster.leader().await;
     assert_eq!(cluster.status(leader).await.state_hash, hash);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_cut_off_does_not_depose_the_leader_when_it_is_back() {
+    let cluster = Cluster::start_gated(3).await;
+    let leader = cluster.leader().await;
+    let mut client = cluster.client(leader);
+    let term = cluster.status(leader).await.term;
+    let cut_off = (0..3).find(|&index| index != leader).expect("follower");
+    let gate = &cluster.gates[&cut_off].open;
+    gate.send_replace(false);
+    // For several election timeouts it hears nobody, though it can be heard.
+    let election_ms = config(1, cluster.listen[0], cluster.root.path()).election_max_ms;
+    let end = Instant::now() + Duration::from_millis(4 * election_ms);
+    let mut pace = tokio::time::interval(Duration::from_millis(50));
+    for number in 0.. {
+        create(&mut client, &format!("v{number}"), MIB).await.expect("the others go on");
+        if pace.tick().await.into_std() >= end {
+            break;
+        }
+    }
+    let behind = cluster.status(cut_off).await;
+    assert!(behind.applied < cluster.status(leader).await.applied, "it was not cut off");
+    assert_eq!(behind.term, term, "it raised its term");
+    gate.send_replace(true);
+    cluster.assert_equal_states().await;
+    let status = cluster.status(leader).await;
+    assert_eq!((status.term, status.leader), (term, Some(leader as u64 + 1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,6 +137,17 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         self.call(RPCTypes::Vote, &option, &rpc, send).await
     }
 
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let send = |mut client: RaftClient<Channel>, request| async move {
+            client.pre_vote(request).await
+        };
+        self.call(RPCTypes::Vote, &option, &rpc, send).await
+    }
+
     async fn transfer_leader(
         &mut self,
         rpc: TransferLeaderRequest<TypeConfig>,

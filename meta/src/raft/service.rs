@@ -108,6 +108,11 @@ impl raft_server::Raft for RaftService {
         answer(&self.raft.vote(message).await.map_err(|error| failed(&error))?)
     }
 
+    async fn pre_vote(&self, request: Request<RaftBytes>) -> Answer {
+        let message = self.decode(&request)?;
+        answer(&self.raft.pre_vote(message).await.map_err(|error| failed(&error))?)
+    }
+
     async fn transfer_leader(&self, request: Request<RaftBytes>) -> Answer {
         let message = self.decode(&request)?;
         answer(&self.raft.handle_transfer_leader(message).await.map_err(|error| failed(&error))?)
