@@ -54,7 +54,7 @@ pub struct MetaConfig {
 
 mod defaults {
     pub(super) fn heartbeat_ms() -> u64 {
-        120
+        150
     }
     pub(super) fn election_min_ms() -> u64 {
         400

@@ -67,7 +67,12 @@ fn plan(node: &Node, planner: &mut Planner) -> Vec<Command> {
     let mut detector = node.detector();
     detector.tick(now);
     let servers = fleet::liveness(&view.state, &detector, now);
-    let spares = fleet::candidates(&view.state, &detector, now);
+    // An idle cluster is looked at ten times a second.
+    let spares = if view.state.index.unsettled.is_empty() {
+        Vec::new()
+    } else {
+        fleet::candidates(&view.state, &detector, now)
+    };
     drop(detector);
     let patience = Patience {
         dead_after: node.config.server_dead_after_ms,

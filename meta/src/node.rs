@@ -219,16 +219,12 @@ async fn close(node: Arc<Node>) {
 }
 
 async fn raft_failed(raft: &Raft) -> MetaError {
-    let mut metrics = raft.metrics();
-    loop {
-        let state = metrics.borrow_watched().running_state.clone();
-        if let Err(fatal) = state {
-            return MetaError::Raft { reason: fatal.to_string() };
-        }
-        if metrics.changed().await.is_err() {
-            return MetaError::Raft { reason: "core is gone".to_owned() };
-        }
-    }
+    // Of all that is told of the core this changes the least, and it ends with the core.
+    let mut role = raft.server_metrics();
+    while role.changed().await.is_ok() {}
+    let ended = raft.metrics().borrow_watched().running_state.clone();
+    let reason = ended.map_or_else(|fatal| fatal.to_string(), |()| "core is gone".to_owned());
+    MetaError::Raft { reason }
 }
 
 fn check_cluster(config: &MetaConfig, live: &Live) -> Result<(), StoreError> {
@@ -272,4 +268,28 @@ pub async fn run(
     };
     node.stop().await;
     failed.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_fails_when_its_raft_core_ends_and_not_before() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let listen = ([127, 0, 0, 1], 0).into();
+        let config = MetaConfig::new(1, listen, dir.path().to_owned());
+        let mut node = MetaNode::start(config).await.expect("starts");
+        let raft = node.node.raft.clone();
+        raft.initialize(std::collections::BTreeMap::from([(1, openraft::BasicNode::new("x"))]))
+            .await
+            .expect("a group of one");
+        let leads = |metrics: &openraft::RaftMetrics<_>| metrics.state.is_leader();
+        raft.wait(Some(STOP_TIMEOUT)).metrics(leads, "leads").await.expect("leads");
+        assert!(futures::FutureExt::now_or_never(Box::pin(node.failed())).is_none());
+        raft.shutdown().await.expect("stops");
+        let failed = tokio::time::timeout(STOP_TIMEOUT, node.failed()).await;
+        assert!(matches!(failed, Ok(MetaError::Raft { .. })), "{failed:?}");
+        node.stop().await;
+    }
 }

@@ -30,7 +30,6 @@ use crate::{
         apply::attachments::is_fenced,
         command::{AddLearner, ChangeSet, Command, LearnerSource},
         index::CopyCount,
-        rows::AttachState,
     },
 };
 
@@ -59,7 +58,7 @@ pub(crate) struct World<'a> {
     pub(crate) state: &'a State,
     /// Every registered server.
     pub(crate) servers: &'a BTreeMap<ServerId, Liveness>,
-    /// Servers that may take a new copy.
+    /// Servers that may take a new copy; of use only where a segment is not settled.
     pub(crate) spares: &'a [Candidate],
     /// By the clock of `servers`.
     pub(crate) now: Millis,
@@ -111,15 +110,17 @@ impl Planner {
 }
 
 fn ready_attachments(state: &State) -> Vec<Command> {
-    let fencing = state.attachments.iter().filter(|(_, a)| a.state == AttachState::Fencing);
+    let fencing = state.index.fencing.iter().filter_map(|session| state.attachments.get(session));
     fencing
-        .filter(|(_, a)| is_fenced(state, a.volume, a.token))
-        .map(|(&session, a)| Command::AttachReady { session, token: a.token })
+        .filter(|a| is_fenced(state, a.volume, a.token))
+        .map(|a| Command::AttachReady { session: a.session, token: a.token })
         .collect()
 }
 
 fn expired_trash<'a>(world: &'a World<'_>) -> impl Iterator<Item = Command> + 'a {
-    let trashed = world.state.volumes.iter().filter_map(|(&id, v)| Some((id, v.trashed?)));
+    let state = world.state;
+    let trashed =
+        state.index.trashed.iter().filter_map(|&id| Some((id, state.volumes.get(&id)?.trashed?)));
     trashed
         .filter(|(_, trashed)| world.now_ms >= trashed.purge_ms)
         .map(|(id, _)| Command::PurgeVolume { id })

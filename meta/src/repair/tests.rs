@@ -7,7 +7,7 @@ use crate::{
     state::{
         command::{Active, Attach, CreateSegment, Proposal},
         outcome::Rejected,
-        rows::{AttachMode, Holder, Topology},
+        rows::{AttachMode, AttachState, Holder, Topology},
     },
     testing::{World as Log, member, record, register, segment, volume},
 };

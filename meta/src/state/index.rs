@@ -1,5 +1,5 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
-//! What can be derived from the tables, kept so that no request walks all segments. Rebuilt when a
+//! What can be derived from the tables, kept so that no request and no plan walks all rows. Rebuilt when a
 //! state is loaded; never stored, never hashed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,10 @@ pub(crate) struct Index {
     pub(crate) requests: BTreeMap<String, SessionId>,
     /// Every copy a record names, retired ones too.
     pub(crate) copies: BTreeSet<(ServerId, SegmentId)>,
+    /// Attachments in state `Fencing`.
+    pub(crate) fencing: BTreeSet<SessionId>,
+    /// Volumes in the trash.
+    pub(crate) trashed: BTreeSet<VolumeId>,
     /// Segments whose repair may have something to do.
     pub(crate) unsettled: BTreeSet<SegmentId>,
     load: BTreeMap<ServerId, CopyCount>,

@@ -22,7 +22,8 @@ use tidewater_proto::{
 use self::{
     index::Index,
     rows::{
-        AttachmentRow, ClusterRow, Counters, EventRow, ProgramRow, RetiredRow, ServerRow, VolumeRow,
+        AttachState, AttachmentRow, ClusterRow, Counters, EventRow, ProgramRow, RetiredRow,
+        ServerRow, VolumeRow,
     },
     table::{Change, RetiredKey, Single, Table},
 };
@@ -120,13 +121,20 @@ impl State {
 
     fn rebuild_index(&mut self) {
         let mut index = Index::default();
-        for (&id, volume) in self.volumes.iter().filter(|(_, v)| v.trashed.is_none()) {
-            index.names.insert(volume.name.clone(), id);
+        for (&id, volume) in self.volumes.iter() {
+            if volume.trashed.is_some() {
+                index.trashed.insert(id);
+            } else {
+                index.names.insert(volume.name.clone(), id);
+            }
         }
         for (&id, server) in self.servers.iter() {
             index.stores.insert(server.store.clone(), id);
         }
         for (&session, attachment) in self.attachments.iter() {
+            if attachment.state == AttachState::Fencing {
+                index.fencing.insert(session);
+            }
             if !attachment.request.is_empty() {
                 index.requests.insert(attachment.request.clone(), session);
             }

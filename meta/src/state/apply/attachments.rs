@@ -100,6 +100,9 @@ fn begin(step: &mut Step<'_>, id: VolumeId, args: &Attach) -> SessionId {
     if !args.request.is_empty() {
         step.state.index.requests.insert(args.request.clone(), session);
     }
+    if !ready {
+        step.state.index.fencing.insert(session);
+    }
     step.state.attachments.insert(session, row);
     session
 }
@@ -136,6 +139,7 @@ pub(super) fn ready(step: &mut Step<'_>, session: SessionId, token: Token) -> Ou
     if let Some(row) = step.state.attachments.get_mut(&session) {
         row.state = AttachState::Ready;
     }
+    step.state.index.fencing.remove(&session);
     Ok(Applied::Session(session))
 }
 
@@ -152,6 +156,7 @@ pub(super) fn detach(step: &mut Step<'_>, session: SessionId, force: bool) -> Ou
 
 fn end(step: &mut Step<'_>, row: &AttachmentRow, reason: &str) {
     step.state.attachments.remove(&row.session);
+    step.state.index.fencing.remove(&row.session);
     if !row.request.is_empty() {
         step.state.index.requests.remove(&row.request);
     }

@@ -115,6 +115,7 @@ pub(super) fn delete(step: &mut Step<'_>, name: &str, keep_ms: u64) -> Outcome {
     volume.trashed = Some(Trashed { deleted_ms: step.now_ms, purge_ms });
     step.event(EventKind::VolumeDeleted, note(&volume, id.to_string()));
     step.state.index.names.remove(name);
+    step.state.index.trashed.insert(id);
     step.state.volumes.insert(id, volume);
     Ok(Applied::Volume(id))
 }
@@ -135,6 +136,7 @@ pub(super) fn restore(step: &mut Step<'_>, id: VolumeId, name: &str) -> Outcome 
     }
     check_free_name(step.state, &volume.name)?;
     volume.trashed = None;
+    step.state.index.trashed.remove(&id);
     step.event(EventKind::VolumeRestored, note(&volume, id.to_string()));
     step.state.index.names.insert(volume.name.clone(), id);
     step.state.volumes.insert(id, volume);
@@ -154,6 +156,7 @@ pub(super) fn purge(step: &mut Step<'_>, id: VolumeId) -> Outcome {
     }
     let detail = format!("{id}, {} segments", segments.len());
     step.event(EventKind::VolumePurged, note(&volume, detail));
+    step.state.index.trashed.remove(&id);
     step.state.volumes.remove(&id);
     Ok(Applied::Done)
 }
