@@ -1,8 +1,9 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 //! Chooses which chunkservers hold a segment. Pure and deterministic.
 //!
-//! Two copies never share a host, unless all servers do. Among the hosts, a copy goes where its region, zone and rack are
-//! shared with the fewest copies chosen so far, then to the least used server.
+//! Two copies never share a host, unless all servers do. Among the hosts, a copy goes where its region,
+//! zone and rack are shared with the fewest copies chosen so far, then to the server that is least busy
+//! and least full, in quarters, then to the one with the fewest copies.
 
 use std::cmp::Reverse;
 
@@ -12,6 +13,9 @@ use crate::state::{State, index::CopyCount, rows::Topology};
 
 /// Room for a first part of a copy.
 const COPY_BYTES_MIN: u64 = 64 << 20;
+/// Servers whose load and fill are in the same quarter, percent, count as equal: what comes and goes
+/// within it must not outweigh the number of copies.
+const QUARTER_PERCENT: u32 = 25;
 
 /// What placement may know about one server. Only such as may take a copy are given to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,9 +23,17 @@ pub(crate) struct Candidate {
     pub(crate) server: ServerId,
     pub(crate) topology: Topology,
     pub(crate) free_bytes: u64,
+    /// Share of its space that is in use.
+    pub(crate) used_percent: u32,
     pub(crate) copies: CopyCount,
-    /// Share of its capacity to serve that is in use, percent.
+    /// Share of its capacity to serve that is in use.
     pub(crate) load_percent: u32,
+}
+
+impl Candidate {
+    fn load_quarter(&self) -> u32 {
+        self.load_percent / QUARTER_PERCENT
+    }
 }
 
 /// Why no placement exists.
@@ -38,6 +50,8 @@ pub(crate) struct NoPlacement {
 struct Score {
     /// Copies that share the region, zone or rack, the wider domain counting more.
     shared: u32,
+    /// How busy or how full it is, whichever is more, in quarters.
+    pressure: u32,
     /// Rebuild traffic already on its way there.
     learners: u32,
     copies: u32,
@@ -56,6 +70,7 @@ fn score(candidate: &Candidate, taken: &[&Topology]) -> Score {
         shared: shared(4, |t| (&t.region, "", ""))
             + shared(2, |t| (&t.region, &t.zone, ""))
             + shared(1, |t| (&t.region, &t.zone, &t.rack)),
+        pressure: candidate.load_quarter().max(candidate.used_percent / QUARTER_PERCENT),
         learners: candidate.copies.learners,
         copies: candidate.copies.copies,
         load_percent: candidate.load_percent,
@@ -93,7 +108,8 @@ pub(crate) fn pick_one(
     candidates.iter().filter(free).map(|c| score(c, taken)).min().map(|best| best.server)
 }
 
-/// Picks `wanted` servers, the primary first: the one that leads the fewest segments.
+/// Picks `wanted` servers, the primary first: of the least busy ones, the one that leads the fewest
+/// segments.
 pub(crate) fn pick(
     candidates: &[Candidate],
     wanted: usize,
@@ -109,7 +125,7 @@ pub(crate) fn pick(
             None => return Err(NoPlacement { wanted, found: picked.len(), need_bytes }),
         }
     }
-    picked.sort_by_key(|c| c.copies.primaries);
+    picked.sort_by_key(|c| (c.load_quarter(), c.copies.primaries));
     Ok(picked.into_iter().map(|c| c.server).collect())
 }
 
@@ -123,6 +139,7 @@ mod tests {
             server: ServerId(id),
             topology: Topology { region, zone, rack, host },
             free_bytes,
+            used_percent: 0,
             copies: CopyCount { copies, primaries: copies, learners: 0 },
             load_percent: 0,
         }
@@ -171,6 +188,36 @@ mod tests {
             candidate(4, ["", "", "", "d"], 100, 2),
         ];
         assert_eq!(pick(&all, 2, 10).map(|p| ids(&p)), Ok(vec![3, 4]));
+    }
+
+    /// Four servers with 1, 2, 3 and 4 copies.
+    fn four() -> [Candidate; 4] {
+        let host = |id: u64| ["a", "b", "c", "d"][id as usize - 1];
+        [1, 2, 3, 4].map(|id| candidate(id, ["", "", "", host(id)], 100, id as u32))
+    }
+
+    #[test]
+    fn a_busy_server_is_passed_over_and_a_slightly_busier_one_is_not() {
+        let mut all = four();
+        all[0].load_percent = 90;
+        assert_eq!(pick(&all, 3, 10).map(|p| ids(&p)), Ok(vec![2, 3, 4]));
+        all[1].load_percent = 20;
+        assert_eq!(pick(&all, 2, 10).map(|p| ids(&p)), Ok(vec![2, 3]));
+        assert_eq!(pick(&all, 4, 10).map(|p| p.len()), Ok(4), "if no other is left it is taken");
+    }
+
+    #[test]
+    fn a_server_that_fills_up_is_passed_over() {
+        let mut all = four();
+        all[0].used_percent = 80;
+        assert_eq!(pick(&all, 3, 10).map(|p| ids(&p)), Ok(vec![2, 3, 4]));
+    }
+
+    #[test]
+    fn a_busy_server_does_not_lead() {
+        let mut all = four();
+        all[0].load_percent = 60;
+        assert_eq!(pick(&all, 4, 10).map(|p| ids(&p)), Ok(vec![2, 3, 4, 1]));
     }
 
     #[test]

@@ -230,11 +230,18 @@ struct FakeServer {
 }
 
 impl FakeServer {
-    async fn start(mut client: Client, number: u64, run: u64) -> Self {
+    async fn start(client: Client, number: u64, run: u64) -> Self {
+        Self::start_loaded(client, number, run, 0.0).await
+    }
+
+    /// One that says it is so busy from its first heartbeat on, which the leader has heard.
+    async fn start_loaded(mut client: Client, number: u64, run: u64, load: f64) -> Self {
         let reply = client.register_server(registration(number, run)).await.expect("register");
         let id = reply.into_inner().server;
+        let beat_once = rpc::HeartbeatRequest { server: id, run, load, ..Default::default() };
+        client.heartbeat(beat_once.clone()).await.expect("leader");
         let stop = tokio::spawn(async move {
-            let beats = beat(client.clone(), id, run);
+            let beats = beat(client.clone(), beat_once);
             let serves = serve(client, id, run);
             tokio::join!(beats, serves);
         });
@@ -246,12 +253,11 @@ impl FakeServer {
     }
 }
 
-async fn beat(mut client: Client, server: u64, run: u64) {
+async fn beat(mut client: Client, beat: rpc::HeartbeatRequest) {
     let mut tick = tokio::time::interval(Duration::from_millis(50));
     loop {
         tick.tick().await;
-        let beat = rpc::HeartbeatRequest { server, run, ..Default::default() };
-        client.heartbeat(beat).await.expect("leader");
+        client.heartbeat(beat.clone()).await.expect("leader");
     }
 }
 
@@ -372,6 +378,24 @@ async fn one_node_serves_volumes_attachments_and_segments_end_to_end() {
     let node = cluster.nodes[0].as_ref().expect("runs");
     // The dead server's copy stays retired.
     until("deleted copies", async || (node.metrics().copies_retired == 1).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_are_placed_away_from_a_busy_server() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0);
+    let mut servers = Vec::new();
+    for (number, load) in [(1, 0.9), (2, 0.1), (3, 0.0), (4, 0.2)] {
+        let server = FakeServer::start_loaded(client.clone(), number, 100 + number, load).await;
+        servers.push(server.id);
+    }
+    let volume = create(&mut client, "v", 16 * MIB).await.expect("create");
+    for index in 0..8 {
+        let segment = rpc::SegmentRequest { volume: volume.id, index };
+        let placed = client.ensure_segment(segment).await.expect("ensure").into_inner();
+        let on: Vec<_> = placed.members.iter().map(|m| m.server).collect();
+        assert!(!on.contains(&servers[0]), "segment {index} is on {on:?} of {servers:?}");
+    }
 }
 
 async fn taken_session(client: &mut Client) -> u64 {

@@ -31,6 +31,7 @@ fn spares(servers: &BTreeMap<ServerId, Liveness>) -> Vec<Candidate> {
             server,
             topology: Topology { host: format!("host-{}", server.0), ..Topology::default() },
             free_bytes: 1 << 40,
+            used_percent: 0,
             copies: CopyCount::default(),
             load_percent: 0,
         })
