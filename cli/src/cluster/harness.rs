@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A process that is not ready by then will not be. Generous: machines that run tests are busy.
-const START_LIMIT: Duration = Duration::from_mins(1);
+pub(super) const START_LIMIT: Duration = Duration::from_mins(1);
 /// A process told to stop drains its work within this time.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// Bounds each call to the metadata cluster; an election takes a part of it.
@@ -35,12 +35,12 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// Where a process's files are and where it listens.
 #[derive(Clone, Debug)]
-struct Place {
+pub(super) struct Place {
     folder: PathBuf,
     config: PathBuf,
     log: PathBuf,
     /// Control address: gRPC of meta nodes and chunkservers, NBD of gateways.
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     metrics: SocketAddr,
 }
 
@@ -58,7 +58,7 @@ pub struct ServerRun {
 /// Fields are dropped in order: first the processes, then the folder.
 pub struct Cluster {
     processes: BTreeMap<Seat, Process>,
-    places: BTreeMap<Seat, Place>,
+    pub(super) places: BTreeMap<Seat, Place>,
     /// The run of each chunkserver that was last seen up.
     runs: BTreeMap<Seat, ServerRun>,
     control: Control,
@@ -251,6 +251,16 @@ impl Cluster {
         self.running(seat).map(Process::pid)
     }
 
+    /// Every process that runs, by its id.
+    pub fn running_by_pid(&self) -> BTreeMap<u32, Seat> {
+        self.processes.iter().map(|(seat, process)| (process.pid(), *seat)).collect()
+    }
+
+    /// Process ids of all that run.
+    pub fn pids(&self) -> Vec<u32> {
+        self.processes.values().map(Process::pid).collect()
+    }
+
     /// SIGKILL; returns when the process is gone.
     ///
     /// # Errors
@@ -386,132 +396,6 @@ impl Cluster {
         })?;
         self.runs.insert(seat, run);
         Ok(())
-    }
-
-    // ---------- metadata ----------
-
-    /// The meta node that leads now.
-    ///
-    /// # Errors
-    ///
-    /// [`ClusterError::Timeout`] where none does for long.
-    pub fn await_leader(&mut self) -> Result<Seat, ClusterError> {
-        self.await_condition("a meta leader", START_LIMIT, |cluster| {
-            cluster.servers().map_err(|e| e.to_string())?;
-            cluster.leader().ok_or_else(|| "no node says it leads".to_owned())
-        })
-    }
-
-    /// The running meta node that says it leads, in the highest term.
-    pub fn leader(&self) -> Option<Seat> {
-        let metas = (0..self.spec.metas).map(Seat::Meta).filter(|&seat| self.is_running(seat));
-        let claims = metas.filter_map(|seat| {
-            let status = self.status_of(seat).ok()?;
-            (status.leader == Some(status.node)).then_some((status.term, seat))
-        });
-        claims.max().map(|(_, seat)| seat)
-    }
-
-    /// All chunkservers as the leader knows them.
-    ///
-    /// # Errors
-    ///
-    /// [`MetaError`].
-    pub fn servers(&self) -> Result<Vec<rpc::Server>, MetaError> {
-        Ok(self.block_on(self.control.list_servers(rpc::Empty {}))?.servers)
-    }
-
-    /// A chunkserver as the leader knows it.
-    ///
-    /// # Errors
-    ///
-    /// [`ClusterError::NotRunning`] where it never registered.
-    pub fn server(&self, seat: Seat) -> Result<rpc::Server, ClusterError> {
-        let place = self.places.get(&seat).ok_or(ClusterError::NotRunning { seat })?;
-        let control = place.address.to_string();
-        let mut known = self.servers()?.into_iter();
-        known
-            .rfind(|s| s.address.as_ref().is_some_and(|a| a.control == control))
-            .ok_or(ClusterError::NotRunning { seat })
-    }
-
-    /// Id and run of a chunkserver.
-    ///
-    /// # Errors
-    ///
-    /// As [`Cluster::server`].
-    pub fn server_run(&self, seat: Seat) -> Result<ServerRun, ClusterError> {
-        let server = self.server(seat)?;
-        Ok(ServerRun { server: server.address.map_or(0, |a| a.server), run: server.run })
-    }
-
-    /// The seat of the chunkserver with this id.
-    ///
-    /// # Errors
-    ///
-    /// [`MetaError`]; `None` where the id is not of this cluster.
-    pub fn seat_of(&self, server: u64) -> Result<Option<Seat>, MetaError> {
-        let known = self.servers()?;
-        let address = known.iter().filter_map(|s| s.address.as_ref()).find(|a| a.server == server);
-        let found = address.and_then(|a| {
-            self.places.iter().find(|(_, place)| place.address.to_string() == a.control)
-        });
-        Ok(found.map(|(seat, _)| *seat))
-    }
-
-    /// Makes a volume.
-    ///
-    /// # Errors
-    ///
-    /// [`MetaError`].
-    pub fn create_volume(
-        &self,
-        name: &str,
-        size_bytes: u64,
-        replicas: u32,
-        durability: rpc::Durability,
-    ) -> Result<rpc::Volume, MetaError> {
-        let request = rpc::CreateVolumeRequest {
-            name: name.to_owned(),
-            size_bytes,
-            replicas,
-            durability: durability.into(),
-        };
-        self.runtime.block_on(self.control.create_volume(request))
-    }
-
-    /// The placed segments of a volume; at most the server's page, 4,096.
-    ///
-    /// # Errors
-    ///
-    /// [`MetaError`].
-    pub fn segments(&self, volume: u64) -> Result<Vec<rpc::Segment>, MetaError> {
-        let request = rpc::ListSegmentsRequest { volume, first: 0, limit: 0, linearizable: true };
-        Ok(self.block_on(self.control.list_segments(request))?.segments)
-    }
-
-    /// Until every placed segment of the volume has all its copies and an active primary.
-    ///
-    /// # Errors
-    ///
-    /// [`ClusterError::Timeout`] with those that do not.
-    pub fn await_full_redundancy(
-        &mut self,
-        volume: u64,
-        limit: Duration,
-    ) -> Result<(), ClusterError> {
-        self.await_condition("full redundancy", limit, |cluster| {
-            let segments = cluster.segments(volume).map_err(|e| e.to_string())?;
-            let lacking = segments.iter().filter(|s| {
-                s.members.len() < s.replicas as usize || s.active_epoch != Some(s.epoch)
-            });
-            let lacking: Vec<_> = lacking
-                .map(|s| {
-                    format!("#{} {} of {} at e{}", s.index, s.members.len(), s.replicas, s.epoch)
-                })
-                .collect();
-            if lacking.is_empty() { Ok(()) } else { Err(lacking.join(", ")) }
-        })
     }
 
     // ---------- gateways ----------

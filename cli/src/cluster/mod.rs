@@ -11,6 +11,7 @@ mod deadline;
 mod error;
 mod folder;
 mod harness;
+mod metadata;
 mod ports;
 mod process;
 mod spec;

@@ -1,13 +1,10 @@
 //! What is done to the cluster while the load runs: kills, and waiting until all is well again.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{load::Load, report::Screen};
 use crate::{
-    cluster::{Cluster, ClusterError, Seat},
+    cluster::{Cluster, Seat},
     failure::{Code, Failure},
 };
 
@@ -83,28 +80,14 @@ fn check(load: &Load) -> Result<(), Failure> {
     })
 }
 
-/// The chunkserver that leads most segments of the volume.
-fn busiest(cluster: &Cluster, volume: u64) -> Result<Seat, Failure> {
-    let mut led: BTreeMap<u64, usize> = BTreeMap::new();
-    for segment in cluster.segments(volume)? {
-        let primary = segment.members.iter().find(|m| m.replica == segment.primary);
-        if let Some(primary) = primary {
-            *led.entry(primary.server).or_default() += 1;
-        }
-    }
-    let most = led.into_iter().max_by_key(|(_, segments)| *segments);
-    let none = || Failure::new(Code::Unhealthy, "no segment has a primary");
-    let (server, _) = most.ok_or_else(none)?;
-    cluster.seat_of(server)?.ok_or_else(none)
-}
-
 fn kill_primary(
     cluster: &mut Cluster,
     volume: u64,
     load: &Load,
     screen: &Screen,
 ) -> Result<Fault, Failure> {
-    let victim = busiest(cluster, volume)?;
+    let none = || Failure::new(Code::Unhealthy, "no segment has a primary");
+    let victim = cluster.busiest(volume)?.ok_or_else(none)?;
     let killed = kill(cluster, victim, load, screen)?;
     let restarted = Instant::now();
     cluster.restart(victim)?;
@@ -119,17 +102,8 @@ fn kill_leader(cluster: &mut Cluster, load: &Load, screen: &Screen) -> Result<Fa
     screen.say(&format!("leader     {leader}"));
     let restarted = Instant::now();
     cluster.restart(victim)?;
-    await_caught_up(cluster, victim)?;
+    cluster.await_caught_up(victim, HEAL_LIMIT)?;
     ended(victim, "meta leader", killed, restarted, load, screen)
-}
-
-fn await_caught_up(cluster: &mut Cluster, meta: Seat) -> Result<(), ClusterError> {
-    cluster.await_condition("the meta node to catch up", HEAL_LIMIT, |cluster| {
-        let leader = cluster.leader().ok_or("no leader")?;
-        let applied = |seat| cluster.status_of(seat).map(|s| s.applied).map_err(|e| e.to_string());
-        let (want, got) = (applied(leader)?, applied(meta)?);
-        if got >= want { Ok(()) } else { Err(format!("{got} of {want}")) }
-    })
 }
 
 /// SIGKILL, then until every worker's operations complete again.
