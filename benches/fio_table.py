@@ -6,7 +6,10 @@
 
 Each repeat goes once through the whole job list. CPU is utime+stime of the
 --pids processes (all threads) from /proc/PID/stat, plus fio's own from wait4; RSS is VmRSS
-right after the run. Latency is fio's total latency (submission to completion).
+right after the run; the peak is the largest VmHWM of one of the --peak-pids processes, counted from
+the start of the run. Latency is fio's total latency (submission to completion).
+A job's key `prepare` is not fio's: it holds options, separated by blanks, of a run right before the
+measured one (to fill a journal or warm a cache), with which they replace the job's own.
 "others" is the CPU that neither fio nor the --pids processes used during a run, in cores: a run
 with more than --max-others is done again (--tries in all) and the quietest try is kept.
 """
@@ -44,6 +47,21 @@ def rss_of(pids):
             for line in f:
                 if line.startswith("VmRSS:"):
                     kb += int(line.split()[1])
+    return kb / 1024
+
+
+def reset_peaks(pids):
+    """Starts the kernel's count of the highest RSS anew."""
+    for p in pids:
+        with open(f"/proc/{p}/clear_refs", "w") as f:
+            f.write("5")
+
+
+def highest_peak(pids):
+    kb = 0
+    for p in pids:
+        with open(f"/proc/{p}/status") as f:
+            kb = max([kb] + [int(line.split()[1]) for line in f if line.startswith("VmHWM:")])
     return kb / 1024
 
 
@@ -96,17 +114,36 @@ def quiet(limit, most_wait):
             return False
 
 
-def one_run(name, opts, engine_args, runtime, pids, fio, nice=0):
-    opts = dict(opts)
-    if runtime:
-        opts["runtime"] = str(runtime)
-    cmd = [fio, f"--name={name}"]
+def command(name, opts, engine_args, fio):
+    opts, cmd = dict(opts), [fio, f"--name={name}"]
     # the engine decides which other options exist, so it goes first
     if "ioengine" in opts:
         cmd.append(f"--ioengine={opts.pop('ioengine')}")
     cmd += [f"--{k}" if v is None else f"--{k}={v}" for k, v in opts.items()]
-    cmd += engine_args + ["--lat_percentiles=1", "--clat_percentiles=0",
-                          "--percentile_list=50:99:99.9", "--output-format=json"]
+    return cmd + engine_args + ["--lat_percentiles=1", "--clat_percentiles=0",
+                                "--percentile_list=50:99:99.9", "--output-format=json"]
+
+
+def prepare(name, opts, text, engine_args, fio):
+    """Runs what the job's key `prepare` says, to its end; True if that went well."""
+    own = {k: v for k, v in opts.items() if k not in ("time_based", "runtime")}
+    own.update(pair.split("=", 1) for pair in text.split())
+    cmd = command(f"{name}-prepare", own, engine_args, fio)
+    p = subprocess.run(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if p.returncode != 0:
+        sys.stderr.write(f"FAILED: {shlex.join(cmd)}\n{p.stderr[-2000:]}\n")
+    return p.returncode == 0
+
+
+def one_run(name, opts, engine_args, runtime, pids, peak_pids, fio, nice=0):
+    opts = dict(opts)
+    first = opts.pop("prepare", None)
+    if runtime:
+        opts["runtime"] = str(runtime)
+    if first and not prepare(name, opts, first, engine_args, fio):
+        return None
+    cmd = command(name, opts, engine_args, fio)
+    reset_peaks(peak_pids)
     c0, m0, u0 = cpu_of(pids), machine_cpu(), resource.getrusage(resource.RUSAGE_CHILDREN)
     d0, t0 = disk_io(), time.time()
     p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -130,7 +167,7 @@ def one_run(name, opts, engine_args, runtime, pids, fio, nice=0):
            "cpu_fio": (u1.ru_utime + u1.ru_stime) - (u0.ru_utime + u0.ru_stime),
            "busy_cores": (m1["busy"] - m0["busy"]) / wall,
            "steal_pct": 100 * (m1["steal"] - m0["steal"]) / wall / os.cpu_count(),
-           "rss_mib": rss, "disk_read": d1[0] - d0[0], "disk_written": d1[1] - d0[1], "disk_flushes": d1[2] - d0[2]}
+           "rss_mib": rss, "peak_mib": highest_peak(peak_pids), "disk_read": d1[0] - d0[0], "disk_written": d1[1] - d0[1], "disk_flushes": d1[2] - d0[2]}
     out["others"] = max(0.0, out["busy_cores"] - (out["cpu_srv"] + out["cpu_fio"]) / wall)
     if s.get("total_ios"):
         pc = s["lat_ns"].get("percentile", {})
@@ -202,6 +239,7 @@ def main():
     ap.add_argument("--repeat", type=int, default=3)
     ap.add_argument("--runtime", type=int, default=0, help="seconds per run; 0: what the job file says")
     ap.add_argument("--pids", default="", help="comma list of server pids to account CPU and RSS of")
+    ap.add_argument("--peak-pids", default="", help="comma list of those whose highest peak RSS is kept")
     ap.add_argument("--label", default="run")
     ap.add_argument("--out", default="", help="write the results here as JSON")
     ap.add_argument("--append", action="store_true", help="add to the runs that --out already holds")
@@ -216,7 +254,8 @@ def main():
         for f in a.show:
             print(table(json.load(open(f))), "\n")
         return
-    pids = [int(x) for x in a.pids.replace(" ", ",").split(",") if x]
+    pids, peak_pids = ([int(x) for x in text.replace(" ", ",").split(",") if x]
+                       for text in (a.pids, a.peak_pids))
     only = {x for x in a.only.split(",") if x}
     jobs = [(k, o) for k, o in load_jobs(a.jobs) if not only or k in only]
     if only - {k for k, _ in jobs}:
@@ -235,7 +274,8 @@ def main():
             r = None
             for _ in range(a.tries):
                 quiet(0.3, a.quiet_wait)
-                t = one_run(name, opts, shlex.split(a.engine_args), a.runtime, pids, a.fio, a.nice)
+                t = one_run(name, opts, shlex.split(a.engine_args), a.runtime, pids, peak_pids,
+                            a.fio, a.nice)
                 if t and (r is None or t["others"] < r["others"]):
                     r = t
                 if r and r["others"] <= a.max_others:

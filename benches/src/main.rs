@@ -1,18 +1,29 @@
-//! `make bench`: the disk's limits, fio's job list over NBD, the same mix through the client library,
-//! and the disk's limits again.
+//! `make bench`: everything that docs/results.md shows, as tables to be copied there.
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
 use clap::Parser;
 use tidewater_benches::{
-    library::{self, MIXES},
-    scene::{Scene, VOLUME},
+    faults, fio, idle, library, machine, plan::Plan, report::Report, scene::Scene,
 };
+
+/// Seconds of a run of a job, and of a quick one.
+const SECONDS: u64 = 20;
+const QUICK_SECONDS: u64 = 5;
+/// Seconds of a run of a limit, where it is quick.
+const QUICK_LIMIT_SECONDS: u64 = 2;
+const REPEAT: u32 = 3;
+const KILLS: usize = 100;
+const QUICK_KILLS: usize = 5;
+/// How long all meta nodes are dead.
+const OUTAGE: Duration = Duration::from_mins(1);
+const QUICK_OUTAGE: Duration = Duration::from_secs(10);
+/// How long idle processes are looked at.
+const IDLE: Duration = Duration::from_secs(30);
+const QUICK_IDLE: Duration = Duration::from_secs(10);
 
 /// Measures a cluster of release binaries on this machine.
 #[derive(Debug, Parser)]
@@ -20,77 +31,96 @@ struct Args {
     /// Folder below which data go; on the disk to be measured
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Seconds of each run
-    #[arg(long, default_value_t = 20)]
-    seconds: u64,
-    /// Runs of each job; the median counts
-    #[arg(long, default_value_t = 3)]
-    repeat: u32,
-    /// Only these jobs, separated by commas
-    #[arg(long, default_value = "")]
-    only: String,
+    /// Seconds of each run of a job (default 20, quick 5)
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Runs of each job (default 3, quick 1); the median counts
+    #[arg(long)]
+    repeat: Option<u32>,
+    /// Kills of each kind (default 100, quick 5)
+    #[arg(long)]
+    kills: Option<usize>,
+    /// Only these, separated by commas: jobs, `nbd`, `library`, `limits`, `idle`, `memory`,
+    /// `kills-primary`, `kills-secondary`, `meta-leader`, `meta-outage`
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Leave out the disk's limits
     #[arg(long)]
     no_limits: bool,
+    /// Everything short, and without the sustained job: to see that it works
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Args {
+    fn either<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+
+    fn seconds(&self) -> u64 {
+        self.seconds.unwrap_or(self.either(SECONDS, QUICK_SECONDS))
+    }
+
+    fn repeat(&self) -> u32 {
+        self.repeat.unwrap_or(self.either(REPEAT, 1))
+    }
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    let plan = Plan::new(&args.only, args.quick)?;
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    limits(&args, &parent)?;
-    let scene = Scene::start(args.dir.clone())?;
-    nbd(&args, &scene)?;
-    through_library(&args, scene)?;
-    limits(&args, &parent)
-}
-
-/// Where the job files and the table script are.
-fn here() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("{command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
-}
-
-fn limits(args: &Args, parent: &Path) -> anyhow::Result<()> {
-    if args.no_limits {
-        return Ok(());
-    }
-    let folder = parent.join("tidewater-limits");
-    let repeat = args.repeat.to_string();
-    let measured =
-        run(Command::new(here().join("limits.sh")).arg(&folder).args(["--repeat", &repeat]));
-    std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let mut report = Report { machine: machine::described(&parent), ..Report::default() };
+    let measured = measure(&args, &plan, &parent, &mut report);
+    // What was measured before something failed is worth its print.
+    println!("{report}");
     measured
 }
 
-fn nbd(args: &Args, scene: &Scene) -> anyhow::Result<()> {
-    let pids: Vec<_> = scene.pids()?.iter().map(u32::to_string).collect();
-    let engine = format!("--engine-args=--ioengine=nbd --uri={}", scene.uri());
-    let script = here().join("fio_table.py");
-    run(Command::new("python3")
-        .arg(script)
-        .args(["--label", "nbd", &engine, "--pids", &pids.join(",")])
-        .args(["--repeat", &args.repeat.to_string(), "--runtime", &args.seconds.to_string()])
-        .args(["--only", &args.only]))
+fn measure(args: &Args, plan: &Plan, parent: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let limits = plan.limits && !args.no_limits;
+    let limit = || fio::limits(parent, args.repeat(), args.quick.then_some(QUICK_LIMIT_SECONDS));
+    if limits {
+        report.before = limit()?;
+    }
+    if plan.needs_scene() {
+        figures(args, plan, report)?;
+    }
+    if limits {
+        report.after = limit()?;
+    }
+    if plan.faults.is_empty() {
+        return Ok(());
+    }
+    let kills = args.kills.unwrap_or(args.either(KILLS, QUICK_KILLS));
+    let outage = args.either(OUTAGE, QUICK_OUTAGE);
+    let scene = faults::Scene::start(args.dir.clone())?;
+    scene.play(&plan.faults, kills, outage, |rows| report.rows.extend(rows))
 }
 
-/// The gateway gives the volume up first: the library opens it for itself.
-fn through_library(args: &Args, mut scene: Scene) -> anyhow::Result<()> {
-    scene.cluster.stop(scene.gateway)?;
+/// What is measured on a cluster with a full volume.
+fn figures(args: &Args, plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    let mut scene = Scene::start(args.dir.clone())?;
+    if plan.idle {
+        let time = args.either(IDLE, QUICK_IDLE);
+        report.rows.push(idle::measure(&mut scene.cluster, time)?);
+    }
+    if !plan.nbd.is_empty() {
+        let seconds = Some(args.seconds());
+        report.nbd = scene.fio("jobs.fio", &plan.nbd, args.repeat(), seconds)?;
+    }
+    if plan.sustained {
+        report.nbd.extend(scene.fio("sustained.fio", &[], 1, None)?);
+    }
+    if plan.library.is_empty() {
+        return Ok(());
+    }
+    let place = scene.library()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let endpoints = scene.cluster.endpoints().to_vec();
-    println!("| library | IOPS | MB/s | p50 us | p99 us | p99.9 us |\n|---|--:|--:|--:|--:|--:|");
-    for mix in MIXES {
-        if !args.only.is_empty() && !args.only.split(',').any(|name| name == mix.name) {
-            continue;
-        }
-        let time = Duration::from_secs(args.seconds);
-        let done = library::run(&endpoints, VOLUME, scene.filled_bytes(), mix, time);
-        println!("{}", runtime.block_on(done)?.row(&mix));
+    for &mix in &plan.library {
+        let time = Duration::from_secs(args.seconds());
+        let measured = library::measure(&place, mix, args.repeat(), time);
+        report.library.push(runtime.block_on(measured)?);
     }
     Ok(())
 }

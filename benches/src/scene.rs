@@ -11,8 +11,12 @@ use tidewater_cli::{
 };
 use tidewater_proto::{geometry::SEGMENT_BYTES, rpc::Durability};
 
-/// Volume that is measured.
-pub const VOLUME: &str = "bench";
+use crate::{
+    fio::{Call, Job},
+    library::Place,
+};
+
+const VOLUME: &str = "bench";
 const VOLUME_BYTES: u64 = 8 << 30;
 /// Part that is written before the first job, and that the jobs stay in.
 const FILLED_BYTES: u64 = 4 << 30;
@@ -27,8 +31,7 @@ const IO_LIMIT: Duration = Duration::from_mins(1);
 pub struct Scene {
     /// The processes.
     pub cluster: Cluster,
-    /// The process that serves NBD.
-    pub gateway: Seat,
+    gateway: Seat,
 }
 
 impl Scene {
@@ -44,7 +47,7 @@ impl Scene {
             journal_bytes: JOURNAL_BYTES,
             devices: vec![DeviceSpec { capacity_bytes: DEVICE_BYTES, ..DeviceSpec::default() }],
             parent: folder,
-            log_filter: "warn".to_owned(),
+            log_filter: "warn,openraft=error".to_owned(),
             ..ClusterSpec::default()
         };
         let mut cluster = Cluster::start(spec)?;
@@ -70,23 +73,45 @@ impl Scene {
         Ok(())
     }
 
-    /// Bytes of the part that is written.
-    pub fn filled_bytes(&self) -> u64 {
-        FILLED_BYTES
-    }
-
-    /// Process ids of all servers, for CPU and memory.
+    /// Runs jobs of fio over NBD.
     ///
     /// # Errors
     ///
-    /// Where one does not run.
-    pub fn pids(&self) -> anyhow::Result<Vec<u32>> {
-        let seats = self.cluster.seats().filter(|seat| self.cluster.is_running(*seat));
-        Ok(seats.map(|seat| self.cluster.pid(seat)).collect::<Result<_, _>>()?)
+    /// Where fio or a server fails.
+    pub fn fio(
+        &self,
+        jobs: &str,
+        only: &[&str],
+        repeat: u32,
+        seconds: Option<u64>,
+    ) -> anyhow::Result<Vec<Job>> {
+        let chunkservers =
+            (0..self.cluster.spec().chunkservers).map(|i| self.cluster.pid(Seat::Chunkserver(i)));
+        let call = Call {
+            label: "nbd",
+            jobs,
+            only: only.to_vec(),
+            engine: format!("--ioengine=nbd --uri={}", self.cluster.nbd_uri(self.gateway, VOLUME)),
+            repeat,
+            seconds,
+            servers: self.cluster.pids(),
+            watched: chunkservers.collect::<Result<_, _>>()?,
+        };
+        call.run(&self.cluster.folder().join("fio.json"))
     }
 
-    /// URI of the export.
-    pub fn uri(&self) -> String {
-        self.cluster.nbd_uri(self.gateway, VOLUME)
+    /// The place for mixes through the library, once the gateway has given the volume up.
+    ///
+    /// # Errors
+    ///
+    /// Where the gateway does not end cleanly.
+    pub fn library(&mut self) -> anyhow::Result<Place> {
+        self.cluster.stop(self.gateway)?;
+        Ok(Place {
+            endpoints: self.cluster.endpoints().to_vec(),
+            volume: VOLUME,
+            span_bytes: FILLED_BYTES,
+            servers: self.cluster.pids(),
+        })
     }
 }
