@@ -10,7 +10,9 @@ use crate::{
     ids::{
         Epoch, OpId, Position, ReplicaId, SegmentId, Sequence, ServerId, SessionId, Token, VolumeId,
     },
-    peer::{Action, AppliedSession, PeerMessage, Refusal, Reply, Request, Wire},
+    peer::{
+        Action, AppliedSession, FromPrimary, PeerMessage, Refusal, Reply, Request, ToPrimary, Wire,
+    },
     record::Route,
     rpc,
 };
@@ -290,34 +292,25 @@ impl Encoder {
         self.header.to = wire.to.0.into();
         self.header.epoch = wire.epoch.0.into();
         self.header.kind = match &wire.message {
-            PeerMessage::Append { previous, entry, commit } => {
+            PeerMessage::Primary(message) => self.primary(message),
+            PeerMessage::Answer(message) => self.answer(message),
+        };
+    }
+
+    fn primary(&mut self, message: &FromPrimary<Payload>) -> u8 {
+        match message {
+            FromPrimary::Append { previous, entry, commit } => {
                 self.entry(entry);
                 self.previous(*previous);
                 self.header.commit = commit.0.into();
                 kind::APPEND
             }
-            PeerMessage::Appended { received, durable } => {
-                self.header.position = received.0.into();
-                self.header.previous = durable.0.into();
-                kind::APPENDED
-            }
-            PeerMessage::Mismatch { last, commit } => self.at(*last, *commit, kind::MISMATCH),
-            PeerMessage::Commit { last, commit } => self.at(*last, *commit, kind::COMMIT),
-            PeerMessage::Query => kind::QUERY,
-            PeerMessage::Answer { last, commit } => self.at(*last, *commit, kind::ANSWER),
-            PeerMessage::Fetch { from } => self.at(Position::default(), *from, kind::FETCH),
-            PeerMessage::Tail { entry, last } => {
-                self.entry(entry);
-                self.previous(*last);
-                kind::TAIL
-            }
-            PeerMessage::Stale => kind::STALE,
-            PeerMessage::Lost => kind::LOST,
-            PeerMessage::LeaseAsk { number } => self.lease(*number, kind::LEASE_ASK),
-            PeerMessage::LeaseGrant { number } => self.lease(*number, kind::LEASE_GRANT),
-            PeerMessage::LeaseReturn { number } => self.lease(*number, kind::LEASE_RETURN),
-            PeerMessage::CopyAsk { have } => self.at(Position::default(), *have, kind::COPY_ASK),
-            PeerMessage::CopyBegin { at, have, live } => {
+            FromPrimary::Commit { last, commit } => self.at(*last, *commit, kind::COMMIT),
+            FromPrimary::Query => kind::QUERY,
+            FromPrimary::Fetch { from } => self.at(Position::default(), *from, kind::FETCH),
+            FromPrimary::LeaseAsk { number } => self.lease(*number, kind::LEASE_ASK),
+            FromPrimary::LeaseReturn { number } => self.lease(*number, kind::LEASE_RETURN),
+            FromPrimary::CopyBegin { at, have, live } => {
                 let mut body = BytesMut::with_capacity(live.len() * 4);
                 for chunk in live {
                     body.put_u32_le(*chunk);
@@ -325,7 +318,7 @@ impl Encoder {
                 self.body = body.freeze();
                 self.at(*at, *have, kind::COPY_BEGIN)
             }
-            PeerMessage::CopyChunk { chunk, changed, at, image } => {
+            FromPrimary::CopyChunk { chunk, changed, at, image } => {
                 self.header.code = (*chunk).into();
                 self.header.position = changed.0.into();
                 self.header.commit = at.0.into();
@@ -335,16 +328,37 @@ impl Encoder {
                 }
                 kind::COPY_CHUNK
             }
-            PeerMessage::CopyTaken { chunk } => {
-                self.header.code = (*chunk).into();
-                kind::COPY_TAKEN
-            }
-            PeerMessage::CopyEnd { at, applied } => {
+            FromPrimary::CopyEnd { at, applied } => {
                 self.body = applied_body(applied).encode_to_vec().into();
                 self.at(*at, Sequence(0), kind::COPY_END)
             }
-            PeerMessage::CopyEnded { at } => self.at(*at, Sequence(0), kind::COPY_ENDED),
-        };
+        }
+    }
+
+    fn answer(&mut self, message: &ToPrimary<Payload>) -> u8 {
+        match message {
+            ToPrimary::Appended { received, durable } => {
+                self.header.position = received.0.into();
+                self.header.previous = durable.0.into();
+                kind::APPENDED
+            }
+            ToPrimary::Mismatch { last, commit } => self.at(*last, *commit, kind::MISMATCH),
+            ToPrimary::Answer { last, commit } => self.at(*last, *commit, kind::ANSWER),
+            ToPrimary::Tail { entry, last } => {
+                self.entry(entry);
+                self.previous(*last);
+                kind::TAIL
+            }
+            ToPrimary::Stale => kind::STALE,
+            ToPrimary::Lost => kind::LOST,
+            ToPrimary::LeaseGrant { number } => self.lease(*number, kind::LEASE_GRANT),
+            ToPrimary::CopyAsk { have } => self.at(Position::default(), *have, kind::COPY_ASK),
+            ToPrimary::CopyTaken { chunk } => {
+                self.header.code = (*chunk).into();
+                kind::COPY_TAKEN
+            }
+            ToPrimary::CopyEnded { at } => self.at(*at, Sequence(0), kind::COPY_ENDED),
+        }
     }
 
     fn at(&mut self, at: Position, commit: Sequence, kind: u8) -> u8 {
@@ -362,9 +376,13 @@ impl Encoder {
         let mut body = BytesMut::with_capacity(wires.len() * LEASE_BYTES);
         for wire in wires {
             let (kind, number) = match wire.message {
-                PeerMessage::LeaseAsk { number } => (kind::LEASE_ASK, number),
-                PeerMessage::LeaseGrant { number } => (kind::LEASE_GRANT, number),
-                PeerMessage::LeaseReturn { number } => (kind::LEASE_RETURN, number),
+                PeerMessage::Primary(FromPrimary::LeaseAsk { number }) => (kind::LEASE_ASK, number),
+                PeerMessage::Answer(ToPrimary::LeaseGrant { number }) => {
+                    (kind::LEASE_GRANT, number)
+                }
+                PeerMessage::Primary(FromPrimary::LeaseReturn { number }) => {
+                    (kind::LEASE_RETURN, number)
+                }
                 ref other => unreachable!("{other:?} is no lease message"),
             };
             body.put_u64_le(wire.segment.volume.0);
@@ -591,42 +609,18 @@ impl Decoder<'_> {
     }
 
     fn peer(self) -> Result<Frame, FrameError> {
-        let number = self.header.request.get();
         let message = match self.header.kind {
-            kind::APPEND => PeerMessage::Append {
-                previous: self.previous(),
-                entry: self.entry()?,
-                commit: self.commit(),
-            },
-            kind::APPENDED => PeerMessage::Appended {
-                received: Sequence(self.header.position.get()),
-                durable: Sequence(self.header.previous.get()),
-            },
-            kind::MISMATCH => {
-                PeerMessage::Mismatch { last: self.position(), commit: self.commit() }
-            }
-            kind::COMMIT => PeerMessage::Commit { last: self.position(), commit: self.commit() },
-            kind::QUERY => PeerMessage::Query,
-            kind::ANSWER => PeerMessage::Answer { last: self.position(), commit: self.commit() },
-            kind::FETCH => PeerMessage::Fetch { from: self.commit() },
-            kind::TAIL => PeerMessage::Tail { entry: self.entry()?, last: self.previous() },
-            kind::STALE => PeerMessage::Stale,
-            kind::LOST => PeerMessage::Lost,
-            kind::LEASE_ASK => PeerMessage::LeaseAsk { number },
-            kind::LEASE_GRANT => PeerMessage::LeaseGrant { number },
-            kind::LEASE_RETURN => PeerMessage::LeaseReturn { number },
-            kind::COPY_ASK => PeerMessage::CopyAsk { have: self.commit() },
-            kind::COPY_CHUNK => self.copy_chunk()?,
-            kind::COPY_TAKEN => PeerMessage::CopyTaken { chunk: self.header.code.get() },
-            kind::COPY_END => {
-                PeerMessage::CopyEnd { at: self.position(), applied: self.applied()? }
-            }
-            kind::COPY_BEGIN => PeerMessage::CopyBegin {
-                at: self.position(),
-                have: self.commit(),
-                live: self.live()?,
-            },
-            _ => PeerMessage::CopyEnded { at: self.position() },
+            kind::APPENDED
+            | kind::MISMATCH
+            | kind::ANSWER
+            | kind::TAIL
+            | kind::STALE
+            | kind::LOST
+            | kind::LEASE_GRANT
+            | kind::COPY_ASK
+            | kind::COPY_TAKEN
+            | kind::COPY_ENDED => self.answer()?.into(),
+            _ => self.primary()?.into(),
         };
         Ok(Frame::Peer(Wire {
             segment: self.segment(),
@@ -637,10 +631,55 @@ impl Decoder<'_> {
         }))
     }
 
-    fn copy_chunk(&self) -> Result<PeerMessage<Payload>, FrameError> {
+    fn primary(&self) -> Result<FromPrimary<Payload>, FrameError> {
+        let number = self.header.request.get();
+        Ok(match self.header.kind {
+            kind::APPEND => FromPrimary::Append {
+                previous: self.previous(),
+                entry: self.entry()?,
+                commit: self.commit(),
+            },
+            kind::COMMIT => FromPrimary::Commit { last: self.position(), commit: self.commit() },
+            kind::QUERY => FromPrimary::Query,
+            kind::FETCH => FromPrimary::Fetch { from: self.commit() },
+            kind::LEASE_ASK => FromPrimary::LeaseAsk { number },
+            kind::LEASE_RETURN => FromPrimary::LeaseReturn { number },
+            kind::COPY_BEGIN => FromPrimary::CopyBegin {
+                at: self.position(),
+                have: self.commit(),
+                live: self.live()?,
+            },
+            kind::COPY_CHUNK => self.copy_chunk()?,
+            kind::COPY_END => {
+                FromPrimary::CopyEnd { at: self.position(), applied: self.applied()? }
+            }
+            kind => return Err(FrameError::Kind { kind }),
+        })
+    }
+
+    fn answer(&self) -> Result<ToPrimary<Payload>, FrameError> {
+        Ok(match self.header.kind {
+            kind::APPENDED => ToPrimary::Appended {
+                received: Sequence(self.header.position.get()),
+                durable: Sequence(self.header.previous.get()),
+            },
+            kind::MISMATCH => ToPrimary::Mismatch { last: self.position(), commit: self.commit() },
+            kind::ANSWER => ToPrimary::Answer { last: self.position(), commit: self.commit() },
+            kind::TAIL => ToPrimary::Tail { entry: self.entry()?, last: self.previous() },
+            kind::STALE => ToPrimary::Stale,
+            kind::LOST => ToPrimary::Lost,
+            kind::LEASE_GRANT => ToPrimary::LeaseGrant { number: self.header.request.get() },
+            kind::COPY_ASK => ToPrimary::CopyAsk { have: self.commit() },
+            kind::COPY_TAKEN => ToPrimary::CopyTaken { chunk: self.header.code.get() },
+            kind::COPY_ENDED => ToPrimary::CopyEnded { at: self.position() },
+            kind => return Err(FrameError::Kind { kind }),
+        })
+    }
+
+    fn copy_chunk(&self) -> Result<FromPrimary<Payload>, FrameError> {
         let chunk = Extent::new(0, CHUNK_BYTES, CHUNK_BYTES).map_err(|_| self.malformed())?;
         let image = if self.flag() { Some(self.data(chunk)?) } else { None };
-        Ok(PeerMessage::CopyChunk {
+        Ok(FromPrimary::CopyChunk {
             chunk: self.header.code.get(),
             changed: Sequence(self.header.position.get()),
             at: self.commit(),
@@ -682,9 +721,9 @@ impl Decoder<'_> {
         let word = |i: usize| u64::from_le_bytes(words[i]);
         let number = word(5);
         let message = match (word(1) >> 32) as u8 {
-            kind::LEASE_ASK => PeerMessage::LeaseAsk { number },
-            kind::LEASE_GRANT => PeerMessage::LeaseGrant { number },
-            kind::LEASE_RETURN => PeerMessage::LeaseReturn { number },
+            kind::LEASE_ASK => FromPrimary::LeaseAsk { number }.into(),
+            kind::LEASE_GRANT => ToPrimary::LeaseGrant { number }.into(),
+            kind::LEASE_RETURN => FromPrimary::LeaseReturn { number }.into(),
             _ => return Err(self.malformed()),
         };
         Ok(Wire {

@@ -25,7 +25,16 @@ pub struct Envelope<P> {
 /// Body of an [`Envelope`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PeerMessage<P> {
-    /// Primary to member or learner: the next entry, behind `previous`.
+    /// A primary, or a former one, to another copy.
+    Primary(FromPrimary<P>),
+    /// Another copy to a primary.
+    Answer(ToPrimary<P>),
+}
+
+/// What a primary says to a member or learner.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FromPrimary<P> {
+    /// The next entry, behind `previous`.
     Append {
         /// Entry before this one in the primary's log.
         previous: Position,
@@ -34,60 +43,23 @@ pub enum PeerMessage<P> {
         /// The primary's commit point.
         commit: Sequence,
     },
-    /// Answer to `Append`: what the sender holds contiguously.
-    Appended {
-        /// In memory up to here.
-        received: Sequence,
-        /// In the journal up to here.
-        durable: Sequence,
-    },
-    /// Answer to `Append` or `Commit` that does not fit: a gap, or another entry at `previous`.
-    Mismatch {
-        /// Last entry the sender holds.
-        last: Position,
-        /// Commit point the sender knows.
-        commit: Sequence,
-    },
-    /// Primary to member: the log up to `last` should be there, and the commit point. Sent when idle
-    /// and after a reconnection.
+    /// The log up to `last` should be there, and the commit point. Sent when idle and after a
+    /// reconnection.
     Commit {
         /// Last entry of the primary's log.
         last: Position,
         /// The primary's commit point.
         commit: Sequence,
     },
-    /// New primary to member: what do you hold? Answered once no older lease can be alive.
+    /// A new primary: what do you hold? Answered once no older lease can be alive.
     Query,
-    /// Answer to `Query`.
-    Answer {
-        /// Last entry held durably.
-        last: Position,
-        /// Commit point known.
-        commit: Sequence,
-    },
-    /// New primary to the member with the longest tail: send your entries from here on.
+    /// A new primary to the member with the longest tail: send your entries from here on.
     Fetch {
         /// First sequence wanted.
         from: Sequence,
     },
-    /// One entry of a tail, in answer to `Fetch`.
-    Tail {
-        /// The entry.
-        entry: Entry<P>,
-        /// Last entry of the sender's log.
-        last: Position,
-    },
-    /// The receiver of a message has a newer epoch; it is in the envelope.
-    Stale,
-    /// The receiver of a message has lost that copy, or never had it.
-    Lost,
-    /// Primary asks for a lease.
+    /// Asks for a lease.
     LeaseAsk {
-        /// Number of the request.
-        number: u64,
-    },
-    /// The lease numbered so is given.
-    LeaseGrant {
         /// Number of the request.
         number: u64,
     },
@@ -96,13 +68,8 @@ pub enum PeerMessage<P> {
         /// Number of the highest request given back.
         number: u64,
     },
-    /// Learner to primary: I hold everything up to `have`; copy me what changed since.
-    CopyAsk {
-        /// Where the learner's own copy ends.
-        have: Sequence,
-    },
-    /// Primary to learner: a copy begins. Entries behind `at` follow as `Append`; chunks that changed
-    /// since `have` follow as `CopyChunk`; chunks not in `live` are dropped.
+    /// A copy begins. Entries behind `at` follow as `Append`; chunks that changed since `have` follow
+    /// as `CopyChunk`; chunks not in `live` are dropped.
     CopyBegin {
         /// The primary's commit point.
         at: Position,
@@ -111,7 +78,7 @@ pub enum PeerMessage<P> {
         /// Chunks that hold data at the primary.
         live: Vec<u32>,
     },
-    /// Primary to learner: one chunk as of the commit point in the envelope's stream.
+    /// One chunk.
     CopyChunk {
         /// Chunk within the segment.
         chunk: u32,
@@ -122,23 +89,82 @@ pub enum PeerMessage<P> {
         /// Which blocks are written, and their bytes and checksums; none if the chunk is a hole.
         image: Option<P>,
     },
-    /// Learner to primary: that chunk is durable here.
-    CopyTaken {
-        /// Chunk within the segment.
-        chunk: u32,
-    },
-    /// Primary to learner: all chunks are sent. The state is whole as of `at`.
+    /// All chunks are sent. The state is whole as of `at`.
     CopyEnd {
         /// Entry the copy is consistent at.
         at: Position,
         /// Operations applied so far, by session: a function of the log up to `at`.
         applied: Vec<AppliedSession>,
     },
-    /// Learner to primary: the end of the copy is durable here.
+}
+
+/// What a primary is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ToPrimary<P> {
+    /// To `Append` and `Commit`: what the sender holds contiguously.
+    Appended {
+        /// In memory up to here.
+        received: Sequence,
+        /// In the journal up to here.
+        durable: Sequence,
+    },
+    /// To an `Append` or `Commit` that does not fit: a gap, or another entry at `previous`.
+    Mismatch {
+        /// Last entry the sender holds.
+        last: Position,
+        /// Commit point the sender knows.
+        commit: Sequence,
+    },
+    /// To `Query`.
+    Answer {
+        /// Last entry held durably.
+        last: Position,
+        /// Commit point known.
+        commit: Sequence,
+    },
+    /// To `Fetch`: one entry of the tail.
+    Tail {
+        /// The entry.
+        entry: Entry<P>,
+        /// Last entry of the sender's log.
+        last: Position,
+    },
+    /// The receiver of a message has a newer epoch; it is in the envelope.
+    Stale,
+    /// The receiver of a message has lost that copy, or never had it.
+    Lost,
+    /// The lease numbered so is given.
+    LeaseGrant {
+        /// Number of the request.
+        number: u64,
+    },
+    /// A learner holds everything up to `have`: what changed since is to be copied to it.
+    CopyAsk {
+        /// Where the learner's own copy ends.
+        have: Sequence,
+    },
+    /// That chunk is durable here.
+    CopyTaken {
+        /// Chunk within the segment.
+        chunk: u32,
+    },
+    /// The end of the copy is durable here.
     CopyEnded {
         /// As in `CopyEnd`.
         at: Position,
     },
+}
+
+impl<P> From<FromPrimary<P>> for PeerMessage<P> {
+    fn from(message: FromPrimary<P>) -> Self {
+        Self::Primary(message)
+    }
+}
+
+impl<P> From<ToPrimary<P>> for PeerMessage<P> {
+    fn from(message: ToPrimary<P>) -> Self {
+        Self::Answer(message)
+    }
 }
 
 /// The applied operations of one session, as of some sequence.

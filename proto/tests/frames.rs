@@ -10,7 +10,10 @@ use tidewater_proto::{
     ids::{
         Epoch, OpId, Position, ReplicaId, SegmentId, Sequence, ServerId, SessionId, Token, VolumeId,
     },
-    peer::{Action, AppliedSession, Envelope, PeerMessage, Refusal, Reply, Request},
+    peer::{
+        Action, AppliedSession, Envelope, FromPrimary, PeerMessage, Refusal, Reply, Request,
+        ToPrimary,
+    },
     record::Route,
 };
 
@@ -48,8 +51,9 @@ fn entry(change: Change<Payload>) -> Entry<Payload> {
     Entry { position: position(8), token: Token(2), op, lowest_open: 3, change }
 }
 
-fn peer(message: PeerMessage<Payload>) -> Frame {
+fn peer(message: impl Into<PeerMessage<Payload>>) -> Frame {
     let (from, to) = (ReplicaId(1), ReplicaId(2));
+    let message = message.into();
     Frame::Peer(Envelope { segment: segment(), from, to, epoch: Epoch(9), message })
 }
 
@@ -81,7 +85,7 @@ fn one_of_each(x: Extent) -> Vec<Frame> {
         primary: ServerId(1),
         servers: vec![ServerId(1), ServerId(2)],
     };
-    let lease = |number| PeerMessage::LeaseAsk { number };
+    let lease = |number| FromPrimary::LeaseAsk { number };
     let mut frames = vec![
         request(Action::Read { extent: x }),
         request(Action::Write { extent: x, data: payload(x) }),
@@ -95,47 +99,47 @@ fn one_of_each(x: Extent) -> Vec<Frame> {
         reply(Reply::Extents(vec![(4096, true), (8192, false)])),
         reply(Reply::Refused(Refusal::WrongEpoch(route))),
         reply(Reply::Refused(Refusal::Fenced(Token(8)))),
-        peer(PeerMessage::Append {
+        peer(FromPrimary::Append {
             previous: position(7),
             entry: entry(write),
             commit: Sequence(6),
         }),
-        peer(PeerMessage::Appended { received: Sequence(4), durable: Sequence(3) }),
-        peer(PeerMessage::Mismatch { last: position(1), commit: Sequence(1) }),
-        peer(PeerMessage::Commit { last: position(1), commit: Sequence(1) }),
-        peer(PeerMessage::Query),
-        peer(PeerMessage::Answer { last: position(2), commit: Sequence(1) }),
-        peer(PeerMessage::Fetch { from: Sequence(5) }),
-        peer(PeerMessage::Tail { entry: entry(Change::Activate), last: position(9) }),
-        peer(PeerMessage::Stale),
-        peer(PeerMessage::Lost),
+        peer(ToPrimary::Appended { received: Sequence(4), durable: Sequence(3) }),
+        peer(ToPrimary::Mismatch { last: position(1), commit: Sequence(1) }),
+        peer(FromPrimary::Commit { last: position(1), commit: Sequence(1) }),
+        peer(FromPrimary::Query),
+        peer(ToPrimary::Answer { last: position(2), commit: Sequence(1) }),
+        peer(FromPrimary::Fetch { from: Sequence(5) }),
+        peer(ToPrimary::Tail { entry: entry(Change::Activate), last: position(9) }),
+        peer(ToPrimary::Stale),
+        peer(ToPrimary::Lost),
         peer(lease(1)),
-        peer(PeerMessage::LeaseGrant { number: 2 }),
-        peer(PeerMessage::LeaseReturn { number: 3 }),
-        peer(PeerMessage::CopyAsk { have: Sequence(2) }),
-        peer(PeerMessage::CopyBegin { at: position(4), have: Sequence(2), live: vec![1, 5] }),
-        peer(PeerMessage::CopyChunk {
+        peer(ToPrimary::LeaseGrant { number: 2 }),
+        peer(FromPrimary::LeaseReturn { number: 3 }),
+        peer(ToPrimary::CopyAsk { have: Sequence(2) }),
+        peer(FromPrimary::CopyBegin { at: position(4), have: Sequence(2), live: vec![1, 5] }),
+        peer(FromPrimary::CopyChunk {
             chunk: 5,
             changed: Sequence(3),
             at: Sequence(4),
             image: Some(payload(chunk)),
         }),
-        peer(PeerMessage::CopyChunk {
+        peer(FromPrimary::CopyChunk {
             chunk: 6,
             changed: Sequence(3),
             at: Sequence(4),
             image: None,
         }),
-        peer(PeerMessage::CopyTaken { chunk: 5 }),
-        peer(PeerMessage::CopyEnd { at: position(4), applied }),
-        peer(PeerMessage::CopyEnded { at: position(4) }),
+        peer(ToPrimary::CopyTaken { chunk: 5 }),
+        peer(FromPrimary::CopyEnd { at: position(4), applied }),
+        peer(ToPrimary::CopyEnded { at: position(4) }),
     ];
     let leases = [1, 2].map(|number| Envelope {
         segment: segment(),
         from: ReplicaId(1),
         to: ReplicaId(2),
         epoch: Epoch(3),
-        message: lease(number),
+        message: lease(number).into(),
     });
     frames.push(Frame::Leases(leases.to_vec()));
     let refusals = [

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use tidewater_proto::{
     entry::{Change, Entry},
     ids::{Epoch, Position, ReplicaId, Sequence},
-    peer::PeerMessage,
+    peer::{FromPrimary, ToPrimary},
     record::SetChange,
 };
 
@@ -76,12 +76,12 @@ impl<P: Clone> Replica<P> {
         let Role::Activating(activation) = &self.role else { return };
         for &other in activation.others.keys() {
             if !activation.answers.contains_key(&other) {
-                self.send(other, PeerMessage::Query, out);
+                self.send(other, FromPrimary::Query, out);
             }
         }
         if let Some((from, _)) = activation.fetching {
             let first = self.log.last().sequence.next();
-            self.send(from, PeerMessage::Fetch { from: first }, out);
+            self.send(from, FromPrimary::Fetch { from: first }, out);
         }
     }
 
@@ -125,38 +125,29 @@ impl<P: Clone> Replica<P> {
         &mut self,
         now: Time,
         from: ReplicaId,
-        message: PeerMessage<P>,
+        message: ToPrimary<P>,
         out: &mut Vec<Effect<P>>,
     ) {
         let Role::Activating(activation) = &mut self.role else { return };
         let Some(heard) = activation.others.get_mut(&from) else { return };
         *heard = now;
         match message {
-            PeerMessage::Answer { last, commit } => {
+            ToPrimary::Answer { last, commit } => {
                 activation.answers.entry(from).or_insert(Answer { last, commit });
                 self.activation_progress(now, out);
             }
-            PeerMessage::Tail { entry, last } => self.take_tail(now, from, entry, last, out),
-            PeerMessage::Lost => {
+            ToPrimary::Tail { entry, last } => self.take_tail(now, from, entry, last, out),
+            ToPrimary::Lost => {
                 self.propose_removal_activating(now, from, Reason::CopyLost, out);
             }
             // An answer to an earlier epoch of this copy, or none that activation waits for.
-            PeerMessage::Appended { .. }
-            | PeerMessage::Mismatch { .. }
-            | PeerMessage::Stale
-            | PeerMessage::LeaseGrant { .. }
-            | PeerMessage::CopyAsk { .. }
-            | PeerMessage::CopyTaken { .. }
-            | PeerMessage::CopyEnded { .. }
-            | PeerMessage::Append { .. }
-            | PeerMessage::Commit { .. }
-            | PeerMessage::Query
-            | PeerMessage::Fetch { .. }
-            | PeerMessage::LeaseAsk { .. }
-            | PeerMessage::LeaseReturn { .. }
-            | PeerMessage::CopyBegin { .. }
-            | PeerMessage::CopyChunk { .. }
-            | PeerMessage::CopyEnd { .. } => {}
+            ToPrimary::Appended { .. }
+            | ToPrimary::Mismatch { .. }
+            | ToPrimary::Stale
+            | ToPrimary::LeaseGrant { .. }
+            | ToPrimary::CopyAsk { .. }
+            | ToPrimary::CopyTaken { .. }
+            | ToPrimary::CopyEnded { .. } => {}
         }
     }
 

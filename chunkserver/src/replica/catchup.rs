@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use tidewater_proto::{
     ids::{Position, ReplicaId, Sequence},
-    peer::{AppliedSession, PeerMessage},
+    peer::{AppliedSession, FromPrimary, ToPrimary},
 };
 
 use super::{
@@ -58,7 +58,7 @@ impl<P: Clone> Replica<P> {
         let probed = s.peers.iter().filter(|(_, p)| matches!(p.part, Part::Probed));
         let probed: Vec<_> = probed.map(|(&r, _)| r).collect();
         for learner in probed {
-            self.send(learner, PeerMessage::Commit { last, commit }, out);
+            self.send(learner, FromPrimary::Commit { last, commit }, out);
         }
     }
 
@@ -114,7 +114,7 @@ impl<P: Clone> Replica<P> {
             chunks.iter().rev().filter(|(_, changed)| *changed > have).map(|(c, _)| *c).collect();
         peer.sent = commit;
         let live = chunks.into_iter().map(|(chunk, _)| chunk).collect();
-        self.send(learner, PeerMessage::CopyBegin { at, have, live }, out);
+        self.send(learner, FromPrimary::CopyBegin { at, have, live }, out);
         self.push(learner, out);
         self.copy_progress(learner, out);
     }
@@ -133,7 +133,7 @@ impl<P: Clone> Replica<P> {
         copy.cap = commit;
         if copy.queue.is_empty() && copy.untaken.is_empty() {
             copy.ending = Some(at);
-            let message = PeerMessage::CopyEnd { at, applied: applied.save() };
+            let message = FromPrimary::CopyEnd { at, applied: applied.save() };
             self.send(learner, message, out);
             return;
         }
@@ -159,7 +159,7 @@ impl<P: Clone> Replica<P> {
             return;
         }
         let at = copy.cap;
-        self.send(learner, PeerMessage::CopyChunk { chunk, changed, at, image }, out);
+        self.send(learner, FromPrimary::CopyChunk { chunk, changed, at, image }, out);
         self.copy_progress(learner, out);
     }
 
@@ -186,7 +186,7 @@ impl<P: Clone> Replica<P> {
             return;
         }
         peer.part = Part::Follows;
-        self.send(learner, PeerMessage::Commit { last, commit }, out);
+        self.send(learner, FromPrimary::Commit { last, commit }, out);
         self.ask_leases(now, out);
     }
 
@@ -231,7 +231,7 @@ impl<P: Clone> Replica<P> {
 
     pub(super) fn chunk_taken(&self, chunk: u32, out: &mut Vec<Effect<P>>) {
         if let (Role::Following(following), true) = (&self.role, self.copying.is_some()) {
-            self.send(following.primary, PeerMessage::CopyTaken { chunk }, out);
+            self.send(following.primary, ToPrimary::CopyTaken { chunk }, out);
         }
     }
 
@@ -254,7 +254,7 @@ impl<P: Clone> Replica<P> {
             return;
         }
         if let Role::Following(following) = &self.role {
-            self.send(following.primary, PeerMessage::CopyEnded { at }, out);
+            self.send(following.primary, ToPrimary::CopyEnded { at }, out);
         }
     }
 }

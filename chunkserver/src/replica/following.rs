@@ -4,7 +4,7 @@
 use tidewater_proto::{
     entry::Entry,
     ids::{Position, ReplicaId, Sequence},
-    peer::PeerMessage,
+    peer::{FromPrimary, ToPrimary},
     record::Durability,
 };
 
@@ -32,7 +32,7 @@ impl<P: Clone> Replica<P> {
         &mut self,
         now: Time,
         from: ReplicaId,
-        message: PeerMessage<P>,
+        message: FromPrimary<P>,
         out: &mut Vec<Effect<P>>,
     ) {
         if let Role::Idle = self.role {
@@ -44,36 +44,27 @@ impl<P: Clone> Replica<P> {
         };
         following.primary = from;
         match message {
-            PeerMessage::Append { previous, entry, commit } => {
+            FromPrimary::Append { previous, entry, commit } => {
                 self.take_append(previous, entry, commit, out);
             }
-            PeerMessage::Commit { last, commit } => self.take_commit(last, commit, out),
-            PeerMessage::Query => {
+            FromPrimary::Commit { last, commit } => self.take_commit(last, commit, out),
+            FromPrimary::Query => {
                 following.queried = true;
                 self.try_answer(now, out);
                 self.show_life(out);
             }
-            PeerMessage::Fetch { from: first } => self.send_tail(from, first, out),
-            PeerMessage::LeaseAsk { number } => {
+            FromPrimary::Fetch { from: first } => self.send_tail(from, first, out),
+            FromPrimary::LeaseAsk { number } => {
                 following.asked = Some(number);
                 self.try_answer(now, out);
             }
-            PeerMessage::CopyBegin { at, have, live } => self.begin_copy(at, have, live, out),
-            PeerMessage::CopyChunk { chunk, changed, at, image } => {
+            FromPrimary::CopyBegin { at, have, live } => self.begin_copy(at, have, live, out),
+            FromPrimary::CopyChunk { chunk, changed, at, image } => {
                 self.take_chunk(chunk, changed, at, image, out);
             }
-            PeerMessage::CopyEnd { at, applied } => self.end_copy(at, applied, out),
-            PeerMessage::Appended { .. }
-            | PeerMessage::Mismatch { .. }
-            | PeerMessage::Answer { .. }
-            | PeerMessage::Tail { .. }
-            | PeerMessage::Stale
-            | PeerMessage::Lost
-            | PeerMessage::LeaseGrant { .. }
-            | PeerMessage::LeaseReturn { .. }
-            | PeerMessage::CopyAsk { .. }
-            | PeerMessage::CopyTaken { .. }
-            | PeerMessage::CopyEnded { .. } => {}
+            FromPrimary::CopyEnd { at, applied } => self.end_copy(at, applied, out),
+            // Taken before any role is looked at.
+            FromPrimary::LeaseReturn { .. } => {}
         }
     }
 
@@ -129,9 +120,9 @@ impl<P: Clone> Replica<P> {
             return;
         }
         let primary = following.primary;
-        let message = match self.copying {
-            Some(have) => PeerMessage::CopyAsk { have },
-            None => PeerMessage::Mismatch { last: self.log.last(), commit: self.commit },
+        let message: ToPrimary<P> = match self.copying {
+            Some(have) => ToPrimary::CopyAsk { have },
+            None => ToPrimary::Mismatch { last: self.log.last(), commit: self.commit },
         };
         self.send(primary, message, out);
     }
@@ -151,7 +142,7 @@ impl<P: Clone> Replica<P> {
         }
         let matched = following.matched.max(self.commit);
         let received = matched.min(self.log.last().sequence);
-        let message = PeerMessage::Appended { received, durable: self.durable.min(matched) };
+        let message = ToPrimary::Appended { received, durable: self.durable.min(matched) };
         self.send(following.primary, message, out);
     }
 
@@ -176,12 +167,12 @@ impl<P: Clone> Replica<P> {
         }
         if let Some(number) = following.asked.take() {
             self.granter.grant(primary, number, now, &self.timing);
-            self.send(primary, PeerMessage::LeaseGrant { number }, out);
+            self.send(primary, ToPrimary::LeaseGrant { number }, out);
         }
         let Role::Following(following) = &mut self.role else { return };
         if following.queried && self.durable == self.log.last().sequence {
             following.queried = false;
-            let message = PeerMessage::Answer { last: self.log.last(), commit: self.commit };
+            let message = ToPrimary::Answer { last: self.log.last(), commit: self.commit };
             self.send(primary, message, out);
         }
     }
@@ -192,7 +183,7 @@ impl<P: Clone> Replica<P> {
         let Role::Following(following) = &self.role else { return };
         if following.queried && self.promised_durable == self.promised {
             let (received, durable) = (Sequence(0), Sequence(0));
-            self.send(following.primary, PeerMessage::Appended { received, durable }, out);
+            self.send(following.primary, ToPrimary::Appended { received, durable }, out);
         }
     }
 
@@ -200,7 +191,7 @@ impl<P: Clone> Replica<P> {
     fn send_tail(&self, to: ReplicaId, first: Sequence, out: &mut Vec<Effect<P>>) {
         let last = self.log.last();
         for entry in self.log.above(Sequence(first.0.saturating_sub(1))) {
-            self.send(to, PeerMessage::Tail { entry: entry.clone(), last }, out);
+            self.send(to, ToPrimary::Tail { entry: entry.clone(), last }, out);
         }
     }
 }

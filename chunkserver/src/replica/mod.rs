@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 use tidewater_proto::{
     entry::Entry,
     ids::{Epoch, Position, ReplicaId, Revision, RunId, SegmentId, Sequence, Token},
-    peer::{AppliedSession, Envelope, PeerMessage, Reply},
+    peer::{AppliedSession, Envelope, FromPrimary, PeerMessage, Reply, ToPrimary},
     record::{Durability, SegmentRecord},
 };
 
@@ -419,13 +419,13 @@ impl<P: Clone> Replica<P> {
         }
     }
 
-    fn send(&self, to: ReplicaId, message: PeerMessage<P>, out: &mut Vec<Effect<P>>) {
+    fn send(&self, to: ReplicaId, message: impl Into<PeerMessage<P>>, out: &mut Vec<Effect<P>>) {
         out.push(Effect::Send(Envelope {
             segment: self.segment,
             from: self.id,
             to,
             epoch: self.promised,
-            message,
+            message: message.into(),
         }));
     }
 
@@ -434,18 +434,27 @@ impl<P: Clone> Replica<P> {
         if to != self.id {
             return;
         }
-        // A lease is given back by a primary that may not know the newer epoch, or be the first to tell.
-        if let PeerMessage::LeaseReturn { number } = message {
-            self.granter.returned(from, number);
-            self.try_answer(now, out);
-            return;
+        match message {
+            // It comes from a primary that may not know the newer epoch, or be the first to tell.
+            PeerMessage::Primary(FromPrimary::LeaseReturn { number }) => {
+                self.granter.returned(from, number);
+                self.try_answer(now, out);
+            }
+            PeerMessage::Primary(message) => self.receive_from(now, from, epoch, message, out),
+            PeerMessage::Answer(message) => self.receive_as_leader(now, from, epoch, message, out),
         }
-        if is_answer(&message) {
-            self.receive_as_leader(now, from, epoch, message, out);
-            return;
-        }
+    }
+
+    fn receive_from(
+        &mut self,
+        now: Time,
+        from: ReplicaId,
+        epoch: Epoch,
+        message: FromPrimary<P>,
+        out: &mut Vec<Effect<P>>,
+    ) {
         if epoch < self.promised {
-            self.send(from, PeerMessage::Stale, out);
+            self.send(from, ToPrimary::Stale, out);
             return;
         }
         if epoch > self.promised {
@@ -463,30 +472,5 @@ impl<P: Clone> Replica<P> {
             Role::Activating(_) => self.activation_tick(now, out),
             Role::Serving(_) => self.serving_tick(now, out),
         }
-    }
-}
-
-/// Whether a message is an answer to a primary rather than a primary's own.
-fn is_answer<P>(message: &PeerMessage<P>) -> bool {
-    match message {
-        PeerMessage::Appended { .. }
-        | PeerMessage::Mismatch { .. }
-        | PeerMessage::Answer { .. }
-        | PeerMessage::Tail { .. }
-        | PeerMessage::Stale
-        | PeerMessage::Lost
-        | PeerMessage::LeaseGrant { .. }
-        | PeerMessage::CopyAsk { .. }
-        | PeerMessage::CopyTaken { .. }
-        | PeerMessage::CopyEnded { .. } => true,
-        PeerMessage::Append { .. }
-        | PeerMessage::Commit { .. }
-        | PeerMessage::Query
-        | PeerMessage::Fetch { .. }
-        | PeerMessage::LeaseAsk { .. }
-        | PeerMessage::LeaseReturn { .. }
-        | PeerMessage::CopyBegin { .. }
-        | PeerMessage::CopyChunk { .. }
-        | PeerMessage::CopyEnd { .. } => false,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use tidewater_proto::{
     ids::{Epoch, Position, ReplicaId, Sequence, Token},
-    peer::PeerMessage,
+    peer::{FromPrimary, ToPrimary},
     record::{Durability, SetChange},
 };
 
@@ -179,7 +179,7 @@ impl<P: Clone> Replica<P> {
         let number = serving.leases.last_number();
         self.lease_numbers = number;
         for &peer in serving.peers.keys() {
-            self.send(peer, PeerMessage::LeaseReturn { number }, out);
+            self.send(peer, FromPrimary::LeaseReturn { number }, out);
         }
         self.refuse_all(*serving, out);
     }
@@ -194,7 +194,7 @@ impl<P: Clone> Replica<P> {
             .map(|(&r, _)| r)
             .collect();
         for granter in granters {
-            self.send(granter, PeerMessage::LeaseAsk { number }, out);
+            self.send(granter, FromPrimary::LeaseAsk { number }, out);
         }
     }
 
@@ -225,7 +225,7 @@ impl<P: Clone> Replica<P> {
         };
         peer.sent = last;
         for entry in self.log.above(previous.sequence) {
-            let message = PeerMessage::Append { previous, entry: entry.clone(), commit };
+            let message = FromPrimary::Append { previous, entry: entry.clone(), commit };
             self.send(to, message, out);
             previous = entry.position;
         }
@@ -240,10 +240,10 @@ impl<P: Clone> Replica<P> {
         for (peer, part) in peers {
             match part {
                 Part::Member | Part::Follows | Part::Probed => {
-                    self.send(peer, PeerMessage::Commit { last, commit }, out);
+                    self.send(peer, FromPrimary::Commit { last, commit }, out);
                 }
                 Part::Copies(copy) if copy.begun() => {
-                    self.send(peer, PeerMessage::Commit { last, commit: copy.cap() }, out);
+                    self.send(peer, FromPrimary::Commit { last, commit: copy.cap() }, out);
                 }
                 Part::Copies(_) => {}
             }
@@ -255,10 +255,10 @@ impl<P: Clone> Replica<P> {
         now: Time,
         from: ReplicaId,
         epoch: Epoch,
-        message: PeerMessage<P>,
+        message: ToPrimary<P>,
         out: &mut Vec<Effect<P>>,
     ) {
-        if let (PeerMessage::Stale, true) = (&message, epoch > self.promised) {
+        if let (ToPrimary::Stale, true) = (&message, epoch > self.promised) {
             // Someone leads a newer epoch; the record will say who. Nothing of this one is served on.
             self.promise(epoch, self.token_durable, out);
             self.step_down(out);
@@ -282,39 +282,29 @@ impl<P: Clone> Replica<P> {
         &mut self,
         now: Time,
         from: ReplicaId,
-        message: &PeerMessage<P>,
+        message: &ToPrimary<P>,
         out: &mut Vec<Effect<P>>,
     ) {
         match *message {
-            PeerMessage::Appended { received, durable } => {
+            ToPrimary::Appended { received, durable } => {
                 self.take_ack(now, from, received, durable, out);
             }
-            PeerMessage::Mismatch { last, commit } => {
+            ToPrimary::Mismatch { last, commit } => {
                 self.take_mismatch(now, from, last, commit, out);
             }
-            PeerMessage::LeaseGrant { number } => {
+            ToPrimary::LeaseGrant { number } => {
                 let timing = self.timing;
                 if let Role::Serving(s) = &mut self.role {
                     s.leases.granted(from, number, &timing);
                 }
                 self.serve_reads(now, out);
             }
-            PeerMessage::Lost => self.propose_lost(now, from, out),
-            PeerMessage::CopyAsk { have } => self.start_copy(from, have, out),
-            PeerMessage::CopyTaken { chunk } => self.copy_taken(from, chunk, out),
-            PeerMessage::CopyEnded { at } => self.copy_is_whole(now, from, at, out),
-            PeerMessage::Stale
-            | PeerMessage::Answer { .. }
-            | PeerMessage::Tail { .. }
-            | PeerMessage::Append { .. }
-            | PeerMessage::Commit { .. }
-            | PeerMessage::Query
-            | PeerMessage::Fetch { .. }
-            | PeerMessage::LeaseAsk { .. }
-            | PeerMessage::LeaseReturn { .. }
-            | PeerMessage::CopyBegin { .. }
-            | PeerMessage::CopyChunk { .. }
-            | PeerMessage::CopyEnd { .. } => {}
+            ToPrimary::Lost => self.propose_lost(now, from, out),
+            ToPrimary::CopyAsk { have } => self.start_copy(from, have, out),
+            ToPrimary::CopyTaken { chunk } => self.copy_taken(from, chunk, out),
+            ToPrimary::CopyEnded { at } => self.copy_is_whole(now, from, at, out),
+            // A newer epoch was seen to before; the others answer an activation.
+            ToPrimary::Stale | ToPrimary::Answer { .. } | ToPrimary::Tail { .. } => {}
         }
     }
 

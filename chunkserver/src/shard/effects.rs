@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tidewater_proto::{
     entry::Payload,
-    geometry::{CHUNK_BYTES, Extent},
     ids::{Position, ReplicaId, Sequence},
     peer::{AppliedSession, Refusal, Reply},
 };
@@ -12,7 +11,7 @@ use tidewater_proto::{
 use super::{Incoming, Job, Journaled, Owned, Shard, ShardReport, pace::Wanted};
 use crate::{
     replica::{Effect, Event, Persist},
-    store::{ChunkImage, Completion, Freeze, ReadError, Record, Ticket},
+    store::{ChunkImage, Completion, Freeze, ReadError, Record, Ticket, chunk_extent},
 };
 
 impl Shard {
@@ -135,7 +134,8 @@ impl Shard {
     pub(super) fn read_chunks(&mut self) {
         let now = self.now();
         while let Some(Wanted { replica, learner, chunk }) = self.pace.take(now) {
-            let extent = chunk_extent(chunk, self.segment_bytes);
+            let extent =
+                chunk_extent(chunk, self.segment_bytes).expect("a chunk lies in its segment");
             let table = self.store.chunk_table(replica);
             let changed = table.iter().find(|(c, _)| *c == chunk).map(|(_, s)| *s);
             let Some(changed) = changed else {
@@ -245,10 +245,4 @@ fn refusal(error: &ReadError) -> Refusal {
         ReadError::Failed(_) | ReadError::OutOfService => Refusal::Failed,
         ReadError::Gone => Refusal::NotPrimary,
     }
-}
-
-fn chunk_extent(chunk: u32, segment_bytes: u64) -> Extent {
-    let offset = u64::from(chunk) * CHUNK_BYTES;
-    let len = CHUNK_BYTES.min(segment_bytes - offset);
-    Extent::new(offset, len, segment_bytes).expect("a chunk lies in its segment")
 }

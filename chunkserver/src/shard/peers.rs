@@ -17,7 +17,7 @@ use tidewater_proto::{
     header,
     ids::{ReplicaId, ServerId},
     link::{self, FrameSender, LinkError},
-    peer::{PeerMessage, Wire},
+    peer::{FromPrimary, PeerMessage, ToPrimary, Wire},
     record::{SegmentRecord, ServerAddress},
     rpc,
 };
@@ -80,9 +80,10 @@ impl Shard {
         let Some(peer) = self.shard_of(envelope.to, &envelope) else { return };
         let Some(link) = self.peers.links.get_mut(&peer) else { return };
         match envelope.message {
-            PeerMessage::LeaseAsk { .. }
-            | PeerMessage::LeaseGrant { .. }
-            | PeerMessage::LeaseReturn { .. } => {
+            PeerMessage::Primary(
+                FromPrimary::LeaseAsk { .. } | FromPrimary::LeaseReturn { .. },
+            )
+            | PeerMessage::Answer(ToPrimary::LeaseGrant { .. }) => {
                 link.leases.push(envelope);
                 self.turn.notify_one();
             }
@@ -220,7 +221,7 @@ impl Shard {
         if self.owned.contains_key(&to) {
             self.step(to, Event::Message(wire));
         } else if self.has_lost(wire.segment, to) {
-            let lost = Wire { from: to, to: wire.from, message: PeerMessage::Lost, ..wire };
+            let lost = Wire { from: to, to: wire.from, message: ToPrimary::Lost.into(), ..wire };
             self.send_peer(lost);
         }
         true
@@ -231,13 +232,12 @@ impl Shard {
 fn is_sound(message: &PeerMessage<Payload>) -> bool {
     use tidewater_proto::entry::Change;
     match message {
-        PeerMessage::Append { entry, .. } | PeerMessage::Tail { entry, .. } => {
-            match &entry.change {
-                Change::Write { extent, data } => data.verify(*extent).is_ok(),
-                Change::Activate | Change::Zero { .. } => true,
-            }
-        }
-        PeerMessage::CopyChunk { image: Some(image), .. } => {
+        PeerMessage::Primary(FromPrimary::Append { entry, .. })
+        | PeerMessage::Answer(ToPrimary::Tail { entry, .. }) => match &entry.change {
+            Change::Write { extent, data } => data.verify(*extent).is_ok(),
+            Change::Activate | Change::Zero { .. } => true,
+        },
+        PeerMessage::Primary(FromPrimary::CopyChunk { image: Some(image), .. }) => {
             let chunk = Extent::new(0, CHUNK_BYTES, CHUNK_BYTES).expect("a chunk is an extent");
             image.verify(chunk).is_ok()
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tidewater_proto::{
     entry::Change,
     ids::{Epoch, Sequence, Token},
-    peer::{Action, PeerMessage},
+    peer::{Action, ToPrimary},
     record::{Durability, SetChange},
 };
 
@@ -90,7 +90,7 @@ fn rule_3_older_epochs_are_refused() {
     world.configure(C);
     world.deliver((A, C), 0);
     let refusals = world.links.get(&(C, A)).into_iter().flatten();
-    assert!(refusals.into_iter().any(|e| e.message == PeerMessage::Stale));
+    assert!(refusals.into_iter().any(|e| e.message == ToPrimary::Stale.into()));
     assert!(
         world.replica(C).entries().all(|e| e.op.is_none()),
         "the old primary's write is not taken"
