@@ -204,6 +204,7 @@ impl Server {
         let counters = Arc::new(ShardCounters::default());
         let thread = shard::start(ShardStart {
             index,
+            shards: config.shard_listen.len(),
             server: member.server,
             run,
             cluster: member.cluster.clone(),

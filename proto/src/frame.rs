@@ -11,7 +11,8 @@ use crate::{
         Epoch, OpId, Position, ReplicaId, SegmentId, Sequence, ServerId, SessionId, Token, VolumeId,
     },
     peer::{
-        Action, AppliedSession, FromPrimary, PeerMessage, Refusal, Reply, Request, ToPrimary, Wire,
+        Action, AppliedSession, FromPrimary, PeerMessage, Refusal, Reply, Request, Room, ToPrimary,
+        Wire,
     },
     record::Route,
     rpc,
@@ -337,7 +338,9 @@ impl Encoder {
 
     fn answer(&mut self, message: &ToPrimary<Payload>) -> u8 {
         match message {
-            ToPrimary::Appended { received, durable } => {
+            ToPrimary::Appended { received, durable, room } => {
+                // 0 says `Room::ANY`, which wraps.
+                self.header.code = room.0.wrapping_add(1).into();
                 self.header.position = received.0.into();
                 self.header.previous = durable.0.into();
                 kind::APPENDED
@@ -662,6 +665,7 @@ impl Decoder<'_> {
             kind::APPENDED => ToPrimary::Appended {
                 received: Sequence(self.header.position.get()),
                 durable: Sequence(self.header.previous.get()),
+                room: Room(self.header.code.get().wrapping_sub(1)),
             },
             kind::MISMATCH => ToPrimary::Mismatch { last: self.position(), commit: self.commit() },
             kind::ANSWER => ToPrimary::Answer { last: self.position(), commit: self.commit() },

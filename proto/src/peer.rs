@@ -107,6 +107,8 @@ pub enum ToPrimary<P> {
         received: Sequence,
         /// In the journal up to here.
         durable: Sequence,
+        /// What may follow behind `received`.
+        room: Room,
     },
     /// To an `Append` or `Commit` that does not fit: a gap, or another entry at `previous`.
     Mismatch {
@@ -153,6 +155,18 @@ pub enum ToPrimary<P> {
         /// As in `CopyEnd`.
         at: Position,
     },
+}
+
+/// How many chunks without data may be given data by entries that are under way to a copy. A chunk that
+/// is given data takes space for good, so this is how a server that is low on space is not overrun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Room(pub u32);
+
+impl Room {
+    /// None: the server is low on space.
+    pub const NONE: Self = Self(0);
+    /// As many as there are.
+    pub const ANY: Self = Self(u32::MAX);
 }
 
 impl<P> From<FromPrimary<P>> for PeerMessage<P> {

@@ -11,7 +11,7 @@ use tidewater_proto::{
         Epoch, OpId, Position, ReplicaId, SegmentId, Sequence, ServerId, SessionId, Token, VolumeId,
     },
     peer::{
-        Action, AppliedSession, Envelope, FromPrimary, PeerMessage, Refusal, Reply, Request,
+        Action, AppliedSession, Envelope, FromPrimary, PeerMessage, Refusal, Reply, Request, Room,
         ToPrimary,
     },
     record::Route,
@@ -104,7 +104,7 @@ fn one_of_each(x: Extent) -> Vec<Frame> {
             entry: entry(write),
             commit: Sequence(6),
         }),
-        peer(ToPrimary::Appended { received: Sequence(4), durable: Sequence(3) }),
+        peer(ToPrimary::Appended { received: Sequence(4), durable: Sequence(3), room: Room::ANY }),
         peer(ToPrimary::Mismatch { last: position(1), commit: Sequence(1) }),
         peer(FromPrimary::Commit { last: position(1), commit: Sequence(1) }),
         peer(FromPrimary::Query),
@@ -154,6 +154,9 @@ fn one_of_each(x: Extent) -> Vec<Frame> {
         Refusal::Failed,
     ];
     frames.extend(refusals.map(|r| reply(Reply::Refused(r))));
+    let (received, durable) = (Sequence(4), Sequence(3));
+    let rooms = [Room::NONE, Room(7)];
+    frames.extend(rooms.map(|room| peer(ToPrimary::Appended { received, durable, room })));
     frames
 }
 
@@ -200,8 +203,17 @@ proptest! {
 #[test]
 fn the_bytes_of_every_frame_are_pinned() {
     let frames = one_of_each(extent(3, 20));
-    let all: Vec<u8> = frames.iter().flat_map(encode).collect();
-    assert_eq!((frames.len(), all.len(), tidewater_proto::checksum::sum(&all)), GOLDEN);
+    let pinned = |frames: &[Frame]| {
+        let all: Vec<u8> = frames.iter().flat_map(encode).collect();
+        (frames.len(), all.len(), tidewater_proto::checksum::sum(&all))
+    };
+    assert_eq!(
+        pinned(&frames[..BEFORE_ROOM.0]),
+        BEFORE_ROOM,
+        "an acknowledgement with room for any"
+    );
+    assert_eq!(pinned(&frames), GOLDEN);
 }
 
-const GOLDEN: (usize, usize, u64) = (42, 1_096_486, 5_515_222_704_461_715_928);
+const BEFORE_ROOM: (usize, usize, u64) = (42, 1_096_486, 5_515_222_704_461_715_928);
+const GOLDEN: (usize, usize, u64) = (44, 1_096_806, 2_818_738_740_860_381_992);

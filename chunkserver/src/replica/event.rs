@@ -4,7 +4,7 @@ use tidewater_proto::{
     entry::Entry,
     geometry::Extent,
     ids::{Epoch, Position, ReplicaId, Sequence, Token},
-    peer::{AppliedSession, Envelope, Reply, Request},
+    peer::{AppliedSession, Envelope, Reply, Request, Room},
     record::{SegmentRecord, SetChange},
 };
 
@@ -27,7 +27,11 @@ pub enum Event<P> {
         id: RequestId,
         /// What is asked.
         request: Request<P>,
+        /// Chunks it writes to that hold no data, by what is applied.
+        fresh: Vec<u32>,
     },
+    /// The own server has room for so many new chunks on the way to this copy.
+    Room(Room),
     /// The comparison asked for with [`Effect::Compare`] is done.
     Compared {
         /// The request.

@@ -142,12 +142,18 @@ impl<P: Clone> Replica<P> {
         }
         let matched = following.matched.max(self.commit);
         let received = matched.min(self.log.last().sequence);
-        let message = ToPrimary::Appended { received, durable: self.durable.min(matched) };
+        let durable = self.durable.min(matched);
+        let message = ToPrimary::Appended { received, durable, room: self.room };
         self.send(following.primary, message, out);
     }
 
     pub(super) fn follower_persisted(&mut self, now: Time, out: &mut Vec<Effect<P>>) {
         self.try_answer(now, out);
+        self.tell_room(out);
+    }
+
+    /// Acknowledges what there is, unless the primary has to be told something else first.
+    pub(super) fn tell_room(&mut self, out: &mut Vec<Effect<P>>) {
         let Role::Following(following) = &self.role else { return };
         if !following.refused && !following.queried {
             self.acknowledge(out);
@@ -182,8 +188,8 @@ impl<P: Clone> Replica<P> {
     fn show_life(&self, out: &mut Vec<Effect<P>>) {
         let Role::Following(following) = &self.role else { return };
         if following.queried && self.promised_durable == self.promised {
-            let (received, durable) = (Sequence(0), Sequence(0));
-            self.send(following.primary, ToPrimary::Appended { received, durable }, out);
+            let (received, durable, room) = (Sequence(0), Sequence(0), self.room);
+            self.send(following.primary, ToPrimary::Appended { received, durable, room }, out);
         }
     }
 

@@ -22,6 +22,7 @@ mod lease;
 mod log;
 mod requests;
 mod serving;
+mod space;
 mod time;
 
 #[cfg(test)]
@@ -32,7 +33,7 @@ use std::collections::VecDeque;
 use tidewater_proto::{
     entry::Entry,
     ids::{Epoch, Position, ReplicaId, Revision, RunId, SegmentId, Sequence, Token},
-    peer::{AppliedSession, Envelope, FromPrimary, PeerMessage, Reply, ToPrimary},
+    peer::{AppliedSession, Envelope, FromPrimary, PeerMessage, Reply, Room, ToPrimary},
     record::{Durability, SegmentRecord},
 };
 
@@ -143,6 +144,8 @@ pub struct Replica<P> {
     durable: Sequence,
     /// Commit point as far as known.
     commit: Sequence,
+    /// What the own server has room for.
+    room: Room,
     applied: Applied,
     granter: Granter,
     /// Set while this copy is a learner whose content is being replaced: where the own copy ended.
@@ -215,6 +218,7 @@ impl<P: Clone> Replica<P> {
             log: Log::new(found.base, found.entries),
             durable: Sequence(0),
             commit: found.base.sequence,
+            room: Room::ANY,
             applied: Applied::load(found.applied),
             granter: Granter::new(blocked_until),
             copying: found.copying,
@@ -237,7 +241,8 @@ impl<P: Clone> Replica<P> {
             Event::Configure(record) => self.configure(now, &record, out),
             Event::Message(envelope) => self.receive(now, envelope, out),
             Event::Persisted(count) => self.persisted(now, count, out),
-            Event::Request { id, request } => self.request(now, id, request, out),
+            Event::Request { id, request, fresh } => self.request(now, id, request, fresh, out),
+            Event::Room(room) => self.take_room(now, room, out),
             Event::Compared { id, equal } => self.compared(now, id, equal, out),
             Event::Connected(peer) => self.connected(now, peer, out),
             Event::Refused(peer) => self.refused(now, peer),
@@ -300,6 +305,11 @@ impl<P: Clone> Replica<P> {
     /// Entries above the destaged point, oldest first.
     pub fn entries(&self) -> impl Iterator<Item = &Entry<P>> {
         self.log.above(self.log.base().sequence)
+    }
+
+    /// Entries not known to be committed, oldest first.
+    pub fn uncommitted(&self) -> impl Iterator<Item = &Entry<P>> {
+        self.log.above(self.commit)
     }
 
     /// Copies this one talks to as primary.

@@ -43,20 +43,23 @@ pub(super) struct Hold<P> {
     extent: Extent,
     expect: P,
     data: P,
+    fresh: Vec<u32>,
     /// Compared once this is committed.
     after: Sequence,
     comparing: bool,
 }
 
-/// A write held behind a compare-and-write; checked again when it is let go.
+/// A write that may be held behind a compare-and-write or for room; checked again when it is let go.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Held<P> {
-    id: RequestId,
+    pub(super) id: RequestId,
     op: OpId,
     lowest_open: u64,
     epoch: tidewater_proto::ids::Epoch,
     token: tidewater_proto::ids::Token,
     change: Change<P>,
+    /// Chunks it writes to that held no data when it came.
+    pub(super) fresh: Vec<u32>,
 }
 
 impl<P: Clone> Replica<P> {
@@ -65,6 +68,7 @@ impl<P: Clone> Replica<P> {
         now: Time,
         id: RequestId,
         request: Request<P>,
+        fresh: Vec<u32>,
         out: &mut Vec<Effect<P>>,
     ) {
         let Request { epoch, token, op, lowest_open, action, .. } = request;
@@ -80,16 +84,18 @@ impl<P: Clone> Replica<P> {
             Action::Flush { acked } => self.flush(now, id, acked, out),
             Action::Write { extent, data } => {
                 let change = Change::Write { extent, data };
-                self.write(now, Held { id, op, lowest_open, epoch, token, change }, out);
+                self.write(now, Held { id, op, lowest_open, epoch, token, change, fresh }, out);
             }
             Action::Zero { extent, discard } => {
                 let change = Change::Zero { extent, discard };
-                self.write(now, Held { id, op, lowest_open, epoch, token, change }, out);
+                let fresh = Vec::new();
+                self.write(now, Held { id, op, lowest_open, epoch, token, change, fresh }, out);
             }
             Action::Compare { extent, expect, data } => {
                 let after = self.last_overlapping(extent);
+                let comparing = false;
                 let hold =
-                    Hold { id, op, lowest_open, extent, expect, data, after, comparing: false };
+                    Hold { id, op, lowest_open, extent, expect, data, fresh, after, comparing };
                 self.compare(now, hold, out);
             }
         }
@@ -213,21 +219,24 @@ impl<P: Clone> Replica<P> {
             serving.held.push(write);
             return;
         }
-        let Held { id, op, lowest_open, change, .. } = write;
-        self.sequence(now, id, op, lowest_open, change, out);
+        if let Some(write) = self.find_room(write, out) {
+            self.sequence(now, write, out);
+        }
     }
 
-    fn sequence(
-        &mut self,
-        now: Time,
-        id: RequestId,
-        op: OpId,
-        lowest_open: u64,
-        change: Change<P>,
-        out: &mut Vec<Effect<P>>,
-    ) {
-        let Role::Serving(serving) = &self.role else { return };
+    /// Takes up a write that was held: epoch, token and duplicates may be others now.
+    pub(super) fn write_again(&mut self, now: Time, write: Held<P>, out: &mut Vec<Effect<P>>) {
+        match self.admit(write.epoch, write.token) {
+            Ok(()) => self.write(now, write, out),
+            Err(refusal) => out.push(Effect::Reply(write.id, Reply::Refused(refusal))),
+        }
+    }
+
+    fn sequence(&mut self, now: Time, write: Held<P>, out: &mut Vec<Effect<P>>) {
+        let Held { id, op, lowest_open, change, fresh, .. } = write;
         let sequence = self.log.last().sequence.next();
+        let Role::Serving(serving) = &mut self.role else { return };
+        serving.new_chunks.sequenced(&fresh, sequence);
         let position = Position { epoch: serving.epoch, sequence };
         let entry = Entry { position, token: serving.token, op: Some(op), lowest_open, change };
         self.waiters.push_back(Waiter { at: position, id });
@@ -268,6 +277,11 @@ impl<P: Clone> Replica<P> {
             out.push(Effect::Reply(hold.id, Reply::Refused(Refusal::Busy)));
             return;
         }
+        if let Some(refusal) = self.no_room(&hold.fresh) {
+            out.push(Effect::Reply(hold.id, Reply::Refused(refusal)));
+            return;
+        }
+        let Role::Serving(serving) = &mut self.role else { return };
         serving.holds.push(hold);
         self.serve_reads(now, out);
     }
@@ -285,17 +299,19 @@ impl<P: Clone> Replica<P> {
         };
         let hold = serving.holds.remove(place);
         let held = std::mem::take(&mut serving.held);
-        if equal {
-            let change = Change::Write { extent: hold.extent, data: hold.data };
-            self.sequence(now, id, hold.op, hold.lowest_open, change, out);
-        } else {
-            out.push(Effect::Reply(id, Reply::Differs));
+        let (epoch, token) = (serving.epoch, serving.token);
+        match (equal, self.no_room(&hold.fresh)) {
+            (true, None) => {
+                let Hold { id, op, lowest_open, extent, data, fresh, .. } = hold;
+                let change = Change::Write { extent, data };
+                let write = Held { id, op, lowest_open, epoch, token, change, fresh };
+                self.sequence(now, write, out);
+            }
+            (true, Some(refusal)) => out.push(Effect::Reply(id, Reply::Refused(refusal))),
+            (false, _) => out.push(Effect::Reply(id, Reply::Differs)),
         }
         for write in held {
-            match self.admit(write.epoch, write.token) {
-                Ok(()) => self.write(now, write, out),
-                Err(refusal) => out.push(Effect::Reply(write.id, Reply::Refused(refusal))),
-            }
+            self.write_again(now, write, out);
         }
     }
 
@@ -303,7 +319,7 @@ impl<P: Clone> Replica<P> {
     pub(super) fn refuse_all(&mut self, serving: Serving<P>, out: &mut Vec<Effect<P>>) {
         let reads = serving.reads.into_iter().map(|r| r.id);
         let holds = serving.holds.into_iter().map(|h| h.id);
-        let held = serving.held.into_iter().map(|h| h.id);
+        let held = serving.held.into_iter().chain(serving.new_chunks.into_crowded()).map(|h| h.id);
         let refusal = match &self.record {
             Some(r) if r.epoch > serving.epoch => Refusal::WrongEpoch(r.route.clone()),
             Some(_) | None => Refusal::NotPrimary,

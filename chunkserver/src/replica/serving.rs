@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use tidewater_proto::{
     ids::{Epoch, Position, ReplicaId, Sequence, Token},
-    peer::{FromPrimary, ToPrimary},
+    peer::{FromPrimary, Room, ToPrimary},
     record::{Durability, SetChange},
 };
 
@@ -14,6 +14,7 @@ use super::{
     catchup::CopyOut,
     lease::Holder,
     requests::{Held, Hold, ParkedRead},
+    space::NewChunks,
 };
 
 /// A learner this close to the end of the log is proposed as a member.
@@ -27,6 +28,8 @@ pub(super) struct Peer {
     pub(super) sent: Sequence,
     pub(super) received: Sequence,
     pub(super) durable: Sequence,
+    /// New chunks that may be under way to it behind `received`.
+    pub(super) room: Room,
     heard: Time,
     refused_since: Option<Time>,
 }
@@ -65,6 +68,7 @@ pub(super) struct Serving<P> {
     pub(super) reads: Vec<ParkedRead>,
     pub(super) holds: Vec<Hold<P>>,
     pub(super) held: Vec<Held<P>>,
+    pub(super) new_chunks: NewChunks<P>,
 }
 
 impl<P> Serving<P> {
@@ -89,6 +93,7 @@ impl<P> Serving<P> {
             reads: Vec::new(),
             holds: Vec::new(),
             held: Vec::new(),
+            new_chunks: NewChunks::default(),
         }
     }
 
@@ -101,9 +106,16 @@ impl<P> Serving<P> {
     }
 
     fn add(&mut self, replica: ReplicaId, part: Part, behind: Sequence, heard: Time) {
-        let none = Sequence(0);
-        let peer =
-            Peer { part, sent: behind, received: none, durable: none, heard, refused_since: None };
+        let peer = Peer {
+            part,
+            sent: behind,
+            received: Sequence(0),
+            durable: Sequence(0),
+            // One at a time until it has said more.
+            room: Room(1),
+            heard,
+            refused_since: None,
+        };
         self.peers.insert(replica, peer);
     }
 
@@ -117,7 +129,7 @@ impl<P> Serving<P> {
     }
 
     /// The other copies that every commit and every lease needs.
-    fn required(&self) -> impl Iterator<Item = (ReplicaId, &Peer)> {
+    pub(super) fn required(&self) -> impl Iterator<Item = (ReplicaId, &Peer)> {
         self.peers.iter().map(|(&r, p)| (r, p)).filter(|(r, p)| self.counts(*r, p))
     }
 
@@ -168,6 +180,7 @@ impl<P: Clone> Replica<P> {
         self.probe_learners(out);
         self.probe(now, out);
         self.serving_progress(now, out);
+        self.uncrowd(now, out);
     }
 
     /// Stops leading: gives leases back and refuses what waits. Clients of writes that were sequenced
@@ -286,8 +299,14 @@ impl<P: Clone> Replica<P> {
         out: &mut Vec<Effect<P>>,
     ) {
         match *message {
-            ToPrimary::Appended { received, durable } => {
+            ToPrimary::Appended { received, durable, room } => {
+                if let Role::Serving(s) = &mut self.role
+                    && let Some(peer) = s.peers.get_mut(&from)
+                {
+                    peer.room = room;
+                }
                 self.take_ack(now, from, received, durable, out);
+                self.uncrowd(now, out);
             }
             ToPrimary::Mismatch { last, commit } => {
                 self.take_mismatch(now, from, last, commit, out);
@@ -376,6 +395,9 @@ impl<P: Clone> Replica<P> {
         let in_memory = s.required().map(|(_, p)| p.received);
         let in_memory = in_memory.fold(self.log.last().sequence, Sequence::min);
         self.advance_commit(commit, out);
+        if let Role::Serving(s) = &mut self.role {
+            s.new_chunks.committed(self.commit);
+        }
         let flush_mode = self.record.as_ref().is_some_and(|r| r.durability == Durability::Flush);
         if flush_mode {
             self.acknowledge_in_memory(in_memory, out);
@@ -496,6 +518,8 @@ impl<P: Clone> Replica<P> {
             Role::Serving(s) => {
                 let Some(known) = s.peers.get_mut(&peer) else { return };
                 known.refused_since = None;
+                // It may have been another process, with another idea of its space.
+                known.room = known.room.min(Room(1));
                 known.sent = known.durable.max(self.commit.min(known.sent));
                 if let Part::Copies(_) = known.part {
                     known.part = Part::Probed;

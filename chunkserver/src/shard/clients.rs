@@ -6,6 +6,7 @@ use tidewater_proto::{
     entry::Payload,
     frame::Frame,
     geometry::Extent,
+    ids::ReplicaId,
     link::FrameSender,
     peer::{Action, Refusal, Reply, Request},
     record::Route,
@@ -112,7 +113,9 @@ impl Shard {
     fn serve(&mut self, id: RequestId, request: Request<Payload>) {
         let segment = request.segment;
         if let Some(&replica) = self.by_segment.get(&segment) {
-            self.step(replica, Event::Request { id, request });
+            self.tell_room();
+            let fresh = self.fresh_chunks(replica, &request.action);
+            self.step(replica, Event::Request { id, request, fresh });
             return;
         }
         let refusal = match self.records.get(&segment) {
@@ -139,12 +142,10 @@ impl Shard {
             Action::Zero { extent, .. } | Action::Extents { extent } => within(extent),
             Action::Write { extent, data } => {
                 within(extent)?;
-                self.has_space()?;
                 sound(*extent, data)
             }
             Action::Compare { extent, expect, data } => {
                 within(extent)?;
-                self.has_space()?;
                 sound(*extent, expect)?;
                 sound(*extent, data)
             }
@@ -152,8 +153,16 @@ impl Shard {
         }
     }
 
-    fn has_space(&self) -> Result<(), Refusal> {
-        if self.full { Err(Refusal::NoSpace) } else { Ok(()) }
+    /// Chunks that a request would give data to and that hold none.
+    fn fresh_chunks(&self, replica: ReplicaId, action: &Action<Payload>) -> Vec<u32> {
+        let chunks = match action {
+            Action::Write { extent, .. } | Action::Compare { extent, .. } => extent.chunks(),
+            Action::Read { .. }
+            | Action::Zero { .. }
+            | Action::Flush { .. }
+            | Action::Extents { .. } => 0..0,
+        };
+        chunks.filter(|&chunk| !self.store.holds(replica, chunk)).collect()
     }
 
     /// Answers a client, if it still waits.
@@ -169,12 +178,7 @@ impl Shard {
     }
 
     /// Reads for a client from what is applied.
-    pub(super) fn read_for(
-        &mut self,
-        replica: tidewater_proto::ids::ReplicaId,
-        id: RequestId,
-        extent: Extent,
-    ) {
+    pub(super) fn read_for(&mut self, replica: ReplicaId, id: RequestId, extent: Extent) {
         let tag = self.job(Job::Read(id));
         if let Some(payload) = self.store.read(replica, extent, tag) {
             self.jobs.remove(&tag);

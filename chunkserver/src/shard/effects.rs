@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidewater_proto::{
-    entry::Payload,
+    entry::{Change, Payload},
     ids::{Position, ReplicaId, Sequence},
-    peer::{AppliedSession, Refusal, Reply},
+    peer::{AppliedSession, Refusal, Reply, Room},
 };
 
 use super::{Incoming, Job, Journaled, Owned, Shard, ShardReport, pace::Wanted};
@@ -34,7 +34,10 @@ impl Shard {
         match effect {
             Effect::Persist(persist) => self.persist(id, persist),
             Effect::Send(envelope) => self.send_peer(envelope),
-            Effect::Apply(entry) => self.store.apply(id, &entry),
+            Effect::Apply(entry) => {
+                self.zeroed |= matches!(entry.change, Change::Zero { .. });
+                self.store.apply(id, &entry);
+            }
             Effect::Reply(request, reply) => self.reply(request, reply),
             Effect::Read(request, extent) => self.read_for(id, request, extent),
             Effect::Extents(request, extent) => {
@@ -68,9 +71,8 @@ impl Shard {
                 self.begin_copy(id, have, own, Incoming { at, live: live.into_iter().collect() });
             }
             Effect::TakeChunk { chunk, changed, at, image } => {
-                let tag = self.job(Job::Taken { replica: id, chunk });
-                self.store.put_chunk(id, ChunkImage { chunk, changed, at, image }, tag);
-                self.turn.notify_one();
+                self.unplaced.push_back((id, ChunkImage { chunk, changed, at, image }));
+                self.place_chunks();
             }
             Effect::EndCopy { at, applied } => {
                 let tag = self.job(Job::Ended { replica: id, at });
@@ -86,8 +88,14 @@ impl Shard {
     }
 
     fn persist(&mut self, id: ReplicaId, persist: Persist<Payload>) {
-        let Some(Owned { replica, persists, .. }) = self.owned.get_mut(&id) else { return };
-        let segment = replica.segment();
+        let Some(owned) = self.owned.get(&id) else { return };
+        let segment = owned.replica.segment();
+        if let Persist::Entry { entry, .. } = &persist {
+            let new: Vec<u32> = self.unheld(id, &entry.change).collect();
+            for chunk in new {
+                self.space.claim(id, chunk);
+            }
+        }
         let record = match persist {
             Persist::Entry { entry, commit } => {
                 Record::Entry { replica: id, segment, entry, commit }
@@ -96,6 +104,7 @@ impl Shard {
                 Record::Promise { replica: id, segment, epoch, token }
             }
         };
+        let Some(Owned { persists, .. }) = self.owned.get_mut(&id) else { return };
         *persists += 1;
         let count = *persists;
         let ticket = self.store.append(record);
@@ -113,12 +122,31 @@ impl Shard {
         if let Some(owned) = self.owned.get_mut(&id) {
             owned.incoming = Some(incoming);
         }
+        self.unplaced.retain(|(replica, _)| *replica != id);
         match own {
             // Names the point, so that the journal need not be kept back to the one before it.
             Some((at, applied)) => self.store.begin_copy_at(Freeze { replica: id, at, applied }),
             None => self.store.begin_copy(id, have),
         }
         self.turn.notify_one();
+    }
+
+    /// Stores the chunks that have come from primaries, as far as there is space for them.
+    pub(super) fn place_chunks(&mut self) {
+        while let Some((id, image)) = self.unplaced.front() {
+            let (id, chunk) = (*id, image.chunk);
+            let new = image.image.is_some() && !self.store.holds(id, chunk);
+            if new && self.space.room() == Room::NONE {
+                return;
+            }
+            let Some((_, image)) = self.unplaced.pop_front() else { return };
+            if new {
+                self.space.claim(id, chunk);
+            }
+            let tag = self.job(Job::Taken { replica: id, chunk });
+            self.store.put_chunk(id, image, tag);
+            self.turn.notify_one();
+        }
     }
 
     /// Chunks that a copy which ends now has: those the primary had when it began, and those written

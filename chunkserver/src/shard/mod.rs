@@ -9,6 +9,7 @@
 //! | `clients` | requests of clients |
 //! | `peers` | links to the shards of other servers |
 //! | `pace` | how fast copies are sent to learners |
+//! | `space` | how much can still be taken |
 
 mod clients;
 mod effects;
@@ -16,6 +17,7 @@ mod pace;
 mod peers;
 mod replicas;
 mod runtime;
+mod space;
 
 use std::{
     cell::RefCell,
@@ -27,7 +29,7 @@ use std::{
 use tidewater_proto::{
     entry::Payload,
     ids::{Epoch, ReplicaId, RunId, SegmentId, ServerId, Token},
-    peer::Request,
+    peer::{Request, Room},
     record::{SegmentRecord, ServerAddress, SetChange},
 };
 use tokio::sync::{Notify, mpsc};
@@ -35,11 +37,12 @@ use tokio::sync::{Notify, mpsc};
 use crate::{
     clock::BootClock,
     replica::{Reason, Replica, RequestId, Time, Timing},
-    store::{ShardStore, Ticket},
+    store::{ChunkImage, ShardStore, Ticket},
 };
 use clients::OpenRequests;
 use pace::Pace;
 use peers::Peers;
+use space::Space;
 
 pub(crate) use peers::Hearing;
 
@@ -86,6 +89,8 @@ pub struct ShardCounters {
     pub primaries: std::sync::atomic::AtomicU64,
     /// Chunk bytes sent to learners.
     pub copied_bytes: std::sync::atomic::AtomicU64,
+    /// 1 if the shard is so low on space that it takes no new chunks.
+    pub low_on_space: std::sync::atomic::AtomicU64,
 }
 
 /// A copy and what its driver remembers of it.
@@ -143,8 +148,15 @@ struct Shard {
     me: Weak<RefCell<Shard>>,
     hearing: Arc<Hearing>,
     counters: Arc<ShardCounters>,
-    /// Space is so short that writes are refused; looked at now and then.
-    full: bool,
+    /// Chunkserver shards in all; each has its share of the devices.
+    shards: usize,
+    space: Space,
+    /// What the copies were told of it.
+    told_room: Room,
+    /// Something was zeroed since the last round: destaging it may free space.
+    zeroed: bool,
+    /// Chunks from primaries that wait for space, oldest first. Bounded: each copy has a window.
+    unplaced: VecDeque<(ReplicaId, ChunkImage)>,
     ticks: u64,
 }
 

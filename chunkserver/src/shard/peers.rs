@@ -17,7 +17,7 @@ use tidewater_proto::{
     header,
     ids::{ReplicaId, ServerId},
     link::{self, FrameSender, LinkError},
-    peer::{FromPrimary, PeerMessage, ToPrimary, Wire},
+    peer::{FromPrimary, PeerMessage, Room, ToPrimary, Wire},
     record::{SegmentRecord, ServerAddress},
     rpc,
 };
@@ -219,12 +219,33 @@ impl Shard {
         }
         let to = wire.to;
         if self.owned.contains_key(&to) {
-            self.step(to, Event::Message(wire));
+            self.tell_room();
+            if self.has_space_for(&wire) {
+                self.step(to, Event::Message(wire));
+            }
         } else if self.has_lost(wire.segment, to) {
             let lost = Wire { from: to, to: wire.from, message: ToPrimary::Lost.into(), ..wire };
             self.send_peer(lost);
         }
         true
+    }
+}
+
+impl Shard {
+    /// Whether an entry can be taken as far as space goes. One that cannot counts as lost on the way: its
+    /// primary sends it again. What a primary has under way to a member always fits; a learner may be
+    /// far behind, so it must not take what is kept for members.
+    fn has_space_for(&self, wire: &Wire) -> bool {
+        let PeerMessage::Primary(FromPrimary::Append { entry, .. }) = &wire.message else {
+            return true;
+        };
+        if self.space.room() != Room::NONE {
+            return true;
+        }
+        let record = self.records.get(&wire.segment);
+        let learns = record.is_some_and(|r| r.learners.iter().any(|l| l.replica == wire.to));
+        let mut new = self.unheld(wire.to, &entry.change);
+        !(learns || self.space.is_full()) || new.all(|c| self.space.is_claimed(wire.to, c))
     }
 }
 

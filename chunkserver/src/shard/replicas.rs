@@ -1,13 +1,16 @@
 //! The copies a shard owns: made, configured and deleted as the records say.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{collections::BTreeSet, sync::atomic::Ordering::Relaxed};
 
 use tidewater_proto::{
+    entry::{Change, Payload},
+    geometry::CHUNK_BYTES,
     ids::{ReplicaId, SegmentId},
+    peer::Room,
     record::{Member, SegmentRecord, SetChange},
 };
 
-use super::{Owned, Shard, ShardCommand, ShardReport};
+use super::{Owned, Shard, ShardCommand, ShardReport, space::Look};
 use crate::{
     replica::{Event, Reason, Replica, Restored},
     store::{Freeze, Recovered},
@@ -17,11 +20,6 @@ use crate::{
 const TICKS_PER_SPACE_CHECK: u64 = 8;
 /// Ticks between two reports of primaries that are lost.
 const TICKS_PER_LOSS_REPORT: u64 = 40;
-/// Part of the devices kept free: destaging moves chunks to fresh slots before it frees the old ones, and
-/// writes go on between two looks.
-const RESERVE_SHARE: u64 = 16;
-/// Never more than this is kept free, chunks.
-const RESERVE_CHUNKS_MAX: u64 = 512;
 
 impl Shard {
     /// Takes up a copy found on disk. One whose journal is damaged is not taken up: it answers as lost,
@@ -46,12 +44,13 @@ impl Shard {
         self.own(restored);
     }
 
-    fn own(&mut self, restored: Restored<tidewater_proto::entry::Payload>) {
+    fn own(&mut self, restored: Restored<Payload>) {
         let (id, segment) = (restored.id, restored.segment);
         let (replica, effects) = Replica::restore(restored, self.run, self.timing, self.now());
         self.owned.insert(id, Owned { replica, persists: 0, incoming: None });
         self.by_segment.insert(segment, id);
         self.perform(id, effects);
+        self.step(id, Event::Room(self.told_room));
     }
 
     pub(super) fn command(&mut self, command: ShardCommand) {
@@ -103,6 +102,7 @@ impl Shard {
     /// Deletes a copy whose id a Raft record has retired; repeating it does no harm.
     fn delete(&mut self, segment: SegmentId, id: ReplicaId) {
         self.owned.remove(&id);
+        self.unplaced.retain(|(replica, _)| *replica != id);
         if self.by_segment.get(&segment) == Some(&id) {
             self.by_segment.remove(&segment);
         }
@@ -151,7 +151,7 @@ impl Shard {
 
     pub(super) fn tick(&mut self) {
         if self.ticks.is_multiple_of(TICKS_PER_SPACE_CHECK) {
-            self.check_space();
+            self.look_at_space();
         }
         if self.ticks.is_multiple_of(TICKS_PER_LOSS_REPORT) {
             self.report_lost();
@@ -166,18 +166,61 @@ impl Shard {
         self.counters.primaries.store(primaries as u64, Relaxed);
     }
 
-    /// Destaging must never run out of slots, so writes are refused before it does.
-    fn check_space(&mut self) {
-        let reserve = (self.store.capacity_chunks() / RESERVE_SHARE).min(RESERVE_CHUNKS_MAX);
-        let full = self.store.free_chunks() <= reserve;
-        if full != self.full {
-            tracing::warn!(full, "space for new chunks");
+    /// Counts what is free, and what entries that are not applied yet will need of it.
+    pub(super) fn look_at_space(&mut self) {
+        let mut claimed = BTreeSet::new();
+        for (&id, owned) in &self.owned {
+            for entry in owned.replica.uncommitted() {
+                claimed.extend(self.unheld(id, &entry.change).map(|chunk| (id, chunk)));
+            }
         }
-        self.full = full;
+        let look = Look {
+            free: self.store.free_chunks(),
+            share: self.store.capacity_chunks() / self.shards.max(1) as u64,
+            copies: self.owned.len() as u64,
+            segment_chunks: self.segment_bytes.div_ceil(CHUNK_BYTES),
+        };
+        self.space.look(look, claimed);
+        self.tell_room();
+        let low = self.told_room == Room::NONE;
+        if low && self.zeroed && !self.store.is_destaging() {
+            self.freeze();
+        }
+        self.place_chunks();
+    }
+
+    /// Chunks that a change gives data to and that hold none.
+    pub(super) fn unheld(
+        &self,
+        id: ReplicaId,
+        change: &Change<Payload>,
+    ) -> impl Iterator<Item = u32> + use<'_> {
+        let chunks = match change {
+            Change::Write { extent, .. } => extent.chunks(),
+            Change::Activate | Change::Zero { .. } => 0..0,
+        };
+        chunks.filter(move |&chunk| !self.store.holds(id, chunk))
+    }
+
+    /// Tells the copies what there is room for, where that has changed.
+    pub(super) fn tell_room(&mut self) {
+        let room = self.space.room();
+        if std::mem::replace(&mut self.told_room, room) == room {
+            return;
+        }
+        let low = room == Room::NONE;
+        if low != (self.counters.low_on_space.swap(low.into(), Relaxed) == 1) {
+            tracing::warn!(low, "space for new chunks");
+        }
+        let ids: Vec<_> = self.owned.keys().copied().collect();
+        for id in ids {
+            self.step(id, Event::Room(room));
+        }
     }
 
     /// Starts a destage round of everything committed.
     pub(super) fn freeze(&mut self) {
+        self.zeroed = false;
         let points = self.owned.iter().map(|(&replica, owned)| {
             let (at, applied) = owned.replica.freeze_point();
             Freeze { replica, at, applied }

@@ -16,6 +16,7 @@ use tidewater_proto::{
     header,
     ids::{RunId, ServerId},
     link::{self, FrameReader, FrameSender, LinkError},
+    peer::Room,
     rpc,
 };
 use tokio::{
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Hearing, Shard, ShardCommand, ShardCounters, ShardReport, clients::OpenRequests, pace::Pace,
-    peers::Peers,
+    peers::Peers, space::Space,
 };
 use crate::{
     clock::BootClock,
@@ -45,6 +46,7 @@ const CONNECTIONS_MAX: usize = 1_024;
 /// Everything a shard starts with.
 pub(crate) struct ShardStart {
     pub(crate) index: usize,
+    pub(crate) shards: usize,
     pub(crate) server: ServerId,
     pub(crate) run: RunId,
     pub(crate) cluster: String,
@@ -104,13 +106,18 @@ async fn run(start: ShardStart) -> io::Result<()> {
             me: me.clone(),
             hearing: start.hearing,
             counters: start.counters,
-            full: false,
+            shards: start.shards,
+            space: Space::default(),
+            told_room: Room::ANY,
+            zeroed: false,
+            unplaced: VecDeque::new(),
             ticks: 0,
         })
     });
     for found in start.recovered {
         shard.borrow_mut().recover(found);
     }
+    shard.borrow_mut().look_at_space();
     let shutdown = start.shutdown;
     let mut commands = start.commands;
     let tasks = async {
@@ -166,6 +173,7 @@ async fn tick(shard: &Rc<RefCell<Shard>>) {
 
 impl Shard {
     fn end_turn(&mut self) {
+        self.tell_room();
         self.read_chunks();
         self.send_leases();
         self.store.submit();

@@ -115,6 +115,7 @@ impl Cluster {
             let shards = (0..self.spec.shards).map(|_| self.ports.take());
             let shard_listen = shards.map(|port| Ok(SocketAddr::new(address, port?)));
             let shard_listen = shard_listen.collect::<Result<_, ClusterError>>()?;
+            let devices = self.spec.devices_of.get(&i).unwrap_or(&self.spec.devices);
             let file = ChunkserverFile {
                 data_dir: Some(place.folder.clone()),
                 meta: self.endpoints.clone(),
@@ -129,7 +130,7 @@ impl Cluster {
                     host: format!("h{}", i + 1),
                 },
                 journal: JournalFile { size: Some(ByteSize(self.spec.journal_bytes)) },
-                device: self.spec.devices.iter().map(super::DeviceSpec::file).collect(),
+                device: devices.iter().map(super::DeviceSpec::file).collect(),
             };
             write_toml(&place.config, &file)?;
         }

@@ -55,6 +55,8 @@ pub struct ClusterSpec {
     pub journal_bytes: u64,
     /// Devices of each chunkserver.
     pub devices: Vec<DeviceSpec>,
+    /// Those of single chunkservers, by position, that have others.
+    pub devices_of: BTreeMap<usize, Vec<DeviceSpec>>,
     /// How long a copy may be missing before a spare server gets one.
     pub repair_delay: Duration,
     /// Folder below which the cluster's own is made; `TMPDIR` where left out.
@@ -76,6 +78,7 @@ impl Default for ClusterSpec {
             segment_bytes: 64 << 20,
             journal_bytes: 128 << 20,
             devices: vec![DeviceSpec::default()],
+            devices_of: BTreeMap::new(),
             repair_delay: Duration::from_secs(30),
             parent: None,
             hosts: BTreeMap::new(),

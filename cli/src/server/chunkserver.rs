@@ -152,6 +152,12 @@ fn text(metrics: Option<&ServerMetrics>) -> String {
         "Chunk bytes sent to copies that catch up.",
         sum(|s| s.copied_bytes.load(Ordering::Relaxed)),
     );
+    out.single(
+        "tidewater_shards_low_on_space",
+        Kind::Gauge,
+        "Shards that take no new chunks for want of space.",
+        sum(|s| s.low_on_space.load(Ordering::Relaxed)),
+    );
     out.finish()
 }
 

@@ -3,4 +3,5 @@
 
 mod histories;
 mod rules;
+mod space;
 mod world;

@@ -1,7 +1,10 @@
 //! Three copies of one segment with simulated disks, links and records, and the invariants that must
 //! hold in every state of it.
 
-use std::{collections::BTreeMap, collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use tidewater_proto::{
     entry::{Change, Entry},
@@ -75,6 +78,8 @@ pub(super) struct Node {
     run: RunId,
     /// What is applied: the value of the one block, by the last entry.
     pub(super) applied: Vec<(Position, Option<Value>)>,
+    /// Chunks that hold data.
+    pub(super) chunks: BTreeSet<u32>,
 }
 
 /// Everything there is.
@@ -111,6 +116,7 @@ pub(super) enum Refused {
     Old,
     Busy,
     Lost,
+    NoSpace,
     Other,
 }
 
@@ -194,7 +200,13 @@ impl World {
 
     pub(super) fn add(&mut self, id: ReplicaId) {
         let run = RunId(id.0 * 100);
-        let node = Node { replica: None, disk: Disk::empty(), run, applied: Vec::new() };
+        let node = Node {
+            replica: None,
+            disk: Disk::empty(),
+            run,
+            applied: Vec::new(),
+            chunks: BTreeSet::new(),
+        };
         self.nodes.insert(id, node);
         self.start(id);
     }
@@ -278,6 +290,9 @@ impl World {
                 }
             }
             Effect::Apply(entry) => {
+                if let Change::Write { extent, .. } = &entry.change {
+                    node.chunks.extend(extent.chunks());
+                }
                 if let Some(value) = value_of(&entry.change) {
                     node.applied.push((entry.position, value));
                 }
@@ -342,11 +357,10 @@ impl World {
                 Refusal::Old => Refused::Old,
                 Refusal::Busy => Refused::Busy,
                 Refusal::Lost => Refused::Lost,
-                Refusal::BadSum
-                | Refusal::Invalid
-                | Refusal::NoSpace
-                | Refusal::Corrupt
-                | Refusal::Failed => Refused::Other,
+                Refusal::NoSpace => Refused::NoSpace,
+                Refusal::BadSum | Refusal::Invalid | Refusal::Corrupt | Refusal::Failed => {
+                    Refused::Other
+                }
             }),
             Reply::Data(_) | Reply::Extents(_) => Answer::Other,
         };
@@ -469,7 +483,17 @@ impl World {
     ) {
         let op = OpId { session: SessionId(7), number };
         let request = Request { segment: segment(), epoch, token, op, lowest_open: 1, action };
-        self.step(to, Event::Request { id: RequestId(id), request });
+        let fresh = self.fresh_chunks(to, &request.action);
+        self.step(to, Event::Request { id: RequestId(id), request, fresh });
+    }
+
+    /// Chunks that a copy would have to give space to.
+    fn fresh_chunks(&self, id: ReplicaId, action: &Action<Value>) -> Vec<u32> {
+        let (Action::Write { extent, .. } | Action::Compare { extent, .. }) = action else {
+            return Vec::new();
+        };
+        let held = &self.nodes[&id].chunks;
+        extent.chunks().filter(|chunk| !held.contains(chunk)).collect()
     }
 
     pub(super) fn write(&mut self, to: ReplicaId, number: u64, value: Value) {

@@ -9,6 +9,7 @@ mod copying;
 mod reading;
 mod recovery;
 mod ring;
+mod space;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
