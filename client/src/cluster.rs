@@ -104,6 +104,8 @@ calls! {
     add_meta_node(AddMetaNodeRequest) -> Empty;
     /// Takes a meta node out of the group.
     remove_meta_node(RemoveMetaNodeRequest) -> Empty;
+    /// Has a restored cluster go on without chunkservers that are gone for good.
+    finish_restore(FinishRestoreRequest) -> Empty;
     /// Has another meta node lead.
     transfer_leader(TransferLeaderRequest) -> Empty;
     /// All chunkservers.

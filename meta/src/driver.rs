@@ -38,10 +38,11 @@ pub(crate) async fn run(node: Arc<Node>) {
             () = node.closing.cancelled() => return,
         }
         let term = led_term(&node);
-        if term != leading && term.is_some() {
+        if let Some(term) = term.filter(|_| term != leading) {
             tracing::info!(node = node.id, term, "leads the cluster");
             planner = Planner::default();
             node.detector().lead(node.now());
+            node.absence().lead(term, node.now());
         }
         leading = term;
         if leading.is_some() {

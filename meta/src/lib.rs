@@ -10,11 +10,13 @@
 //! | `silence` | whose fault a silence is | pure |
 //! | `repair` | what the state needs | pure |
 //! | `feed` | what watches have yet to be sent | pure |
+//! | `absence` | who believes that a segment is not placed | pure |
 //! | `raft` | openraft's storage and network | edge |
 //! | `driver` | the leader's loop around `repair` | edge |
 //! | `service` | the gRPC service | edge |
 //! | [`MetaNode`], [`run`] | one node | edge |
 
+mod absence;
 mod config;
 mod detector;
 mod driver;
@@ -35,4 +37,7 @@ mod testing;
 pub use config::{ConfigError, MetaConfig};
 pub use metrics::MetaMetrics;
 pub use node::{MetaError, MetaNode, run};
-pub use raft::store::StoreError;
+pub use raft::{
+    restore::{RestoreError, Restored, restore},
+    store::StoreError,
+};

@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Server;
 
 use crate::{
+    absence::Absence,
     config::{ConfigError, MetaConfig},
     detector::{Detector, Millis},
     driver,
@@ -73,8 +74,9 @@ pub(crate) struct Node {
     pub(crate) live: Arc<Live>,
     /// Fires when the node is to stop; every wait ends with it.
     pub(crate) closing: CancellationToken,
-    // A lock, because heartbeats and the driver are different tasks. Never held across an await.
+    // Locks, because requests and the driver are different tasks. Never held across an await.
     detector: Mutex<Detector>,
+    absence: Mutex<Absence>,
     started: Instant,
 }
 
@@ -86,6 +88,10 @@ impl Node {
 
     pub(crate) fn detector(&self) -> MutexGuard<'_, Detector> {
         self.detector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn absence(&self) -> MutexGuard<'_, Absence> {
+        self.absence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -143,7 +149,8 @@ impl MetaNode {
         let closing = CancellationToken::new();
         let id = config.node;
         let started = Instant::now();
-        let node = Arc::new(Node { id, config, raft, live, closing, detector, started });
+        let absence = Mutex::default();
+        let node = Arc::new(Node { id, config, raft, live, closing, detector, absence, started });
         let raft_service = RaftService { node: id, raft: node.raft.clone(), snapshots };
         let server = Some(tokio::spawn(serve(Arc::clone(&node), raft_service, listener)));
         let driver = tokio::spawn(driver::run(Arc::clone(&node)));

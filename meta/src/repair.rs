@@ -2,6 +2,9 @@
 //! Plans repairs: what the state needs, given who is alive. A pure function; what it plans carries the
 //! epoch it was planned for, so that a stale plan is refused by `apply`.
 //!
+//! A cluster that is being restored gets `FinishRestore` once all its servers have told what they hold,
+//! and nothing before.
+//!
 //! | a segment | gets |
 //! | --- | --- |
 //! | with a dead primary and a live member | `Replace`, or `Handover` where the set is at its floor |
@@ -27,7 +30,7 @@ use crate::{
     placement::{Candidate, need_bytes, pick_one},
     state::{
         State,
-        apply::attachments::is_fenced,
+        apply::{attachments::is_fenced, restore::missing},
         command::{AddLearner, ChangeSet, Command, LearnerSource},
         index::CopyCount,
     },
@@ -76,6 +79,13 @@ pub(crate) struct Planner {
 impl Planner {
     /// What to propose now; empty if nothing is to be done. At most [`COMMANDS_MAX`].
     pub(crate) fn plan(&mut self, world: &World<'_>) -> Vec<Command> {
+        if let Some(row) = world.state.restoring() {
+            let told = missing(world.state, row, &[]) == 0;
+            return told
+                .then(|| Command::FinishRestore { without: Vec::new() })
+                .into_iter()
+                .collect();
+        }
         let mut commands = ready_attachments(world.state);
         commands.extend(expired_trash(world));
         let segments = suspects(world);

@@ -4,12 +4,12 @@ use std::{
     collections::BTreeMap,
     fs::{File, TryLockError},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-use tidewater_meta::{MetaConfig, MetaError, MetaNode, StoreError};
+use tidewater_meta::{MetaConfig, MetaError, MetaNode, RestoreError, StoreError, restore};
 use tidewater_proto::rpc::{self, meta_client::MetaClient};
 use tokio::{
     io::copy_bidirectional,
@@ -206,6 +206,10 @@ async fn create(client: &mut Client, name: &str, size_bytes: u64) -> Result<rpc:
     client.create_volume(request).await.map(tonic::Response::into_inner)
 }
 
+fn segment_of(volume: &rpc::Volume, index: u32) -> rpc::SegmentRequest {
+    rpc::SegmentRequest { volume: volume.id, index, session: 0 }
+}
+
 fn registration(id: u64, run: u64) -> rpc::RegisterServerRequest {
     rpc::RegisterServerRequest {
         run,
@@ -334,12 +338,12 @@ async fn one_node_serves_volumes_attachments_and_segments_end_to_end() {
     assert_eq!(held.code(), Code::FailedPrecondition);
     assert!(held.message().contains("db"), "{held}");
 
-    let segment = rpc::SegmentRequest { volume: volume.id, index: 7 };
+    let segment = segment_of(&volume, 7);
     let placed = client.ensure_segment(segment).await.expect("ensure").into_inner();
     assert_eq!((placed.epoch, placed.active_epoch, placed.token), (1, Some(1), 1));
     assert_eq!(placed.members.len(), 3);
     assert!(placed.members.iter().all(|m| !m.fresh), "active members exist: {placed:?}");
-    let past = rpc::SegmentRequest { volume: volume.id, index: u32::MAX };
+    let past = segment_of(&volume, u32::MAX);
     let past = client.ensure_segment(past).await.expect_err("past the end");
     assert_eq!(past.code(), Code::InvalidArgument);
 
@@ -381,6 +385,58 @@ async fn one_node_serves_volumes_attachments_and_segments_end_to_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_placement_returns_after_other_sessions_leases_on_absence_and_not_after_its_own() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0);
+    for number in 1..=3 {
+        FakeServer::start(client.clone(), number, 100 + number).await;
+    }
+    let volume = create(&mut client, "v", 16 * MIB).await.expect("create");
+    let asked = |index, session| rpc::SegmentRequest { session, ..segment_of(&volume, index) };
+    // The first placement of a term waits for leases that an earlier leader may have granted.
+    client.ensure_segment(asked(9, 7)).await.expect("ensure");
+
+    let before = Instant::now();
+    let found = client.find_segment(asked(2, 7)).await.expect("find").into_inner();
+    assert_eq!((found.segment, found.absent_before), (None, 9));
+    let lease = Duration::from_millis(found.absent_ms.into());
+    assert!(!lease.is_zero());
+    client.ensure_segment(asked(3, 7)).await.expect("ensure");
+    let own = before.elapsed();
+    let found = client.find_segment(asked(2, 7)).await.expect("find").into_inner();
+    assert_eq!(found.absent_before, 3);
+    let before = Instant::now();
+    client.find_segment(asked(4, 7)).await.expect("find");
+    client.ensure_segment(asked(4, 8)).await.expect("ensure");
+    assert!(before.elapsed() >= lease, "{:?} of {lease:?}", before.elapsed());
+    println!("own {own:?}, other {:?}", before.elapsed());
+
+    let found = client.find_segment(asked(4, 7)).await.expect("find").into_inner();
+    assert_eq!(found.segment.expect("placed").index, 4);
+    assert_eq!((found.servers.len(), found.absent_ms), (3, 0));
+    let beyond = client.find_segment(asked(5, 0)).await.expect("find").into_inner();
+    assert_eq!((beyond.absent_before, beyond.absent_ms), (9, 0), "nobody to hold a lease");
+    let unknown = rpc::SegmentRequest { volume: 99, ..asked(0, 7) };
+    assert_eq!(client.find_segment(unknown).await.expect_err("no volume").code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attachment_is_found_by_its_session_until_it_ends() {
+    let cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0);
+    create(&mut client, "v", MIB).await.expect("create");
+    let attached = client.attach(exclusive("v", "r1")).await.expect("attach").into_inner();
+    let attached = attached.attachment.expect("attachment");
+    let request = rpc::AttachmentRequest { session: attached.session };
+    let found = client.get_attachment(request).await.expect("attached").into_inner();
+    assert_eq!(found, attached);
+    let taken = rpc::AttachRequest { take_over: true, ..exclusive("v", "r2") };
+    client.attach(taken).await.expect("take over");
+    let ended = client.get_attachment(request).await.expect_err("taken over");
+    assert_eq!(ended.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn segments_are_placed_away_from_a_busy_server() {
     let cluster = Cluster::start(1).await;
     let mut client = cluster.client(0);
@@ -391,7 +447,7 @@ async fn segments_are_placed_away_from_a_busy_server() {
     }
     let volume = create(&mut client, "v", 16 * MIB).await.expect("create");
     for index in 0..8 {
-        let segment = rpc::SegmentRequest { volume: volume.id, index };
+        let segment = segment_of(&volume, index);
         let placed = client.ensure_segment(segment).await.expect("ensure").into_inner();
         let on: Vec<_> = placed.members.iter().map(|m| m.server).collect();
         assert!(!on.contains(&servers[0]), "segment {index} is on {on:?} of {servers:?}");
@@ -556,5 +612,119 @@ fn a_runtime_that_ends_leaves_no_database_open() {
         drop(runtime);
         let open: Vec<_> = (0..3).filter(|&index| is_open(root.path(), index)).collect();
         assert!(open.is_empty(), "open in round {round}: {open:?}");
+    }
+}
+
+/// A copy of the node's newest snapshot, as an operator would take it.
+fn back_up(cluster: &Cluster, index: usize) -> PathBuf {
+    let snapshots = cluster.root.path().join(format!("m{}", index + 1)).join("snapshots");
+    let all = std::fs::read_dir(snapshots).expect("snapshots");
+    let newest = all.map(|entry| entry.expect("entry").path()).max().expect("a snapshot");
+    let backup = cluster.root.path().join("backup");
+    std::fs::create_dir(&backup).expect("new");
+    for file in std::fs::read_dir(newest).expect("snapshot") {
+        let file = file.expect("entry");
+        std::fs::copy(file.path(), backup.join(file.file_name())).expect("copied");
+    }
+    backup
+}
+
+/// What a server holds according to the records that it has been told.
+fn copies_on(server: u64, records: &[rpc::Segment]) -> Vec<rpc::ReportedCopy> {
+    let held = records.iter().filter_map(|record| {
+        let member = record.members.iter().find(|m| m.server == server)?;
+        Some(rpc::ReportedCopy {
+            volume: record.volume,
+            index: record.index,
+            replica: member.replica,
+            epoch: record.epoch,
+            token: record.token,
+            last_epoch: record.epoch,
+            last_sequence: 1,
+            copying: false,
+            record: Some(record.clone()),
+        })
+    });
+    held.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_restored_from_a_backup_goes_beyond_all_that_its_servers_know() {
+    let mut cluster = Cluster::start(1).await;
+    let mut client = cluster.client(0);
+    let mut servers = Vec::new();
+    for number in 1..=3 {
+        servers.push(FakeServer::start(client.clone(), number, 100 + number).await);
+    }
+    let volume = create(&mut client, "v", 16 * MIB).await.expect("create");
+    client.ensure_segment(segment_of(&volume, 0)).await.expect("ensure");
+    let attached = client.attach(exclusive("v", "r1")).await.expect("attach").into_inner();
+    for number in 0..45 {
+        create(&mut client, &format!("v{number}"), MIB).await.expect("create");
+    }
+    let snapshot = |cluster: &Cluster| cluster.nodes[0].as_ref().expect("runs").metrics().snapshot;
+    until("a snapshot", async || (snapshot(&cluster) > 20).then_some(())).await;
+    let backup = back_up(&cluster, 0);
+
+    // All this the backup does not know.
+    let taken = rpc::AttachRequest { take_over: true, ..exclusive("v", "r2") };
+    let old_session = client.attach(taken).await.expect("attach").into_inner().attachment;
+    client.ensure_segment(segment_of(&volume, 5)).await.expect("ensure");
+    let list = rpc::ListSegmentsRequest { volume: volume.id, ..Default::default() };
+    let records = client.list_segments(list).await.expect("list").into_inner().segments;
+    assert_eq!((records.len(), records[0].token), (2, 2));
+    let uuid = cluster.status(0).await.cluster;
+    servers.iter().for_each(FakeServer::kill);
+    cluster.stop(0).await;
+
+    let old = config(1, cluster.listen[0], cluster.root.path());
+    let known = restore(&old, &backup, 3).expect_err("an id of the old cluster");
+    assert!(matches!(known, RestoreError::KnownNode { node: 1 }), "{known}");
+    let new = config(2, cluster.listen[1], cluster.root.path());
+    assert_eq!(restore(&new, &backup, 3).expect("restored").cluster, uuid);
+    assert!(matches!(restore(&new, &backup, 3), Err(RestoreError::Exists { .. })));
+    cluster.restart(1).await;
+
+    let mut client = cluster.client(1);
+    let refused = until("a leader", async || {
+        let refused = client.clone().attach(exclusive("v", "r3")).await.expect_err("restoring");
+        refused.message().contains("restored").then_some(refused)
+    })
+    .await;
+    assert_eq!(refused.code(), Code::Unavailable);
+    let early = client.list_segments(list).await.expect_err("restoring");
+    assert_eq!(early.code(), Code::Unavailable, "what is not listed could be there");
+    for server in 1..=3 {
+        let run = 100 + server;
+        let beat = rpc::HeartbeatRequest { server, run, ..Default::default() };
+        assert!(client.heartbeat(beat).await.expect("beat").into_inner().register);
+        let again = rpc::RegisterServerRequest {
+            server,
+            cluster: uuid.clone(),
+            ..registration(server, run)
+        };
+        let reply = client.register_server(again).await.expect("register").into_inner();
+        assert!(reply.report_copies);
+        let restoring = cluster.status(1).await.restore.expect("restoring");
+        assert_eq!((restoring.servers, restoring.awaited.len() as u64), (3, 4 - server));
+        let copies = copies_on(server, &records);
+        let told =
+            rpc::ReportCopiesRequest { server, run, copies, last: true, ..Default::default() };
+        client.report_copies(told).await.expect("report");
+    }
+    until("the end", async || cluster.status(1).await.restore.is_none().then_some(())).await;
+
+    for number in 1..=3 {
+        FakeServer::start(client.clone(), number, 100 + number).await;
+    }
+    let attach = client.attach(exclusive("v", "r3")).await.expect("attach").into_inner();
+    let session = attach.attachment.expect("attachment").session;
+    assert!(session > old_session.expect("attachment").session, "no session id is used again");
+    assert!(session > attached.attachment.expect("attachment").session);
+    assert_eq!(attach.segments.len(), 2, "also the one placed after the backup");
+    for (after, before) in attach.segments.iter().zip(&records) {
+        assert!(after.epoch > before.epoch && after.token > before.token, "{after:?}");
+        assert!(after.revision > before.revision, "servers would ignore it: {after:?}");
+        assert_eq!(after.active_epoch, Some(after.epoch));
     }
 }

@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use crate::{
-    ids::{Epoch, ReplicaId, Revision, RunId, SegmentId, ServerId, Token, VolumeId},
-    record::{Durability, Member, SegmentRecord, ServerAddress},
+    ids::{
+        Epoch, Position, ReplicaId, Revision, RunId, SegmentId, Sequence, ServerId, Token, VolumeId,
+    },
+    record::{CopyReport, Durability, Member, SegmentRecord, ServerAddress},
     rpc,
 };
 
@@ -18,6 +20,14 @@ pub enum Malformed {
         segment: SegmentId,
         /// Primary named.
         primary: ReplicaId,
+    },
+    /// A copy is told with the record of another segment.
+    #[error("copy of segment {segment} comes with the record of {named}")]
+    OtherSegment {
+        /// Of the copy.
+        segment: SegmentId,
+        /// Of the record.
+        named: SegmentId,
     },
     /// Not an address.
     #[error("server {server}: bad address {address:?}")]
@@ -118,6 +128,43 @@ impl TryFrom<&rpc::Segment> for SegmentRecord {
     }
 }
 
+impl From<&CopyReport> for rpc::ReportedCopy {
+    fn from(c: &CopyReport) -> Self {
+        Self {
+            volume: c.segment.volume.0,
+            index: c.segment.index,
+            replica: c.replica.0,
+            epoch: c.epoch.0,
+            token: c.token.0,
+            last_epoch: c.last.epoch.0,
+            last_sequence: c.last.sequence.0,
+            copying: c.copying,
+            record: c.record.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<&rpc::ReportedCopy> for CopyReport {
+    type Error = Malformed;
+
+    fn try_from(c: &rpc::ReportedCopy) -> Result<Self, Malformed> {
+        let segment = SegmentId { volume: VolumeId(c.volume), index: c.index };
+        let record: Option<SegmentRecord> = c.record.as_ref().map(TryInto::try_into).transpose()?;
+        if let Some(other) = record.as_ref().filter(|r| r.segment != segment) {
+            return Err(Malformed::OtherSegment { segment, named: other.segment });
+        }
+        Ok(Self {
+            segment,
+            replica: ReplicaId(c.replica),
+            epoch: Epoch(c.epoch),
+            token: Token(c.token),
+            last: Position { epoch: Epoch(c.last_epoch), sequence: Sequence(c.last_sequence) },
+            copying: c.copying,
+            record,
+        })
+    }
+}
+
 impl From<&ServerAddress> for rpc::ServerAddress {
     fn from(a: &ServerAddress) -> Self {
         Self {
@@ -141,5 +188,55 @@ impl TryFrom<&rpc::ServerAddress> for ServerAddress {
             return Err(Malformed::NoShards { server });
         }
         Ok(Self { server, control: parse(&a.control)?, shards })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> CopyReport {
+        let member = Member { replica: ReplicaId(7), server: ServerId(2), fresh: false };
+        let segment = SegmentId { volume: VolumeId(3), index: 4 };
+        let record = SegmentRecord {
+            segment,
+            revision: Revision(9),
+            epoch: Epoch(5),
+            token: Token(6),
+            primary: ReplicaId(7),
+            primary_run: RunId(8),
+            members: vec![member],
+            learners: Vec::new(),
+            former: Vec::new(),
+            retired: Vec::new(),
+            floor: 1,
+            replicas: 1,
+            durability: Durability::Flush,
+            active: Some((Epoch(5), Token(6))),
+        };
+        CopyReport {
+            segment,
+            replica: ReplicaId(7),
+            epoch: Epoch(5),
+            token: Token(6),
+            last: Position { epoch: Epoch(4), sequence: Sequence(11) },
+            copying: true,
+            record: Some(record),
+        }
+    }
+
+    #[test]
+    fn a_reported_copy_comes_over_the_wire_as_it_was() {
+        for report in [report(), CopyReport { record: None, copying: false, ..report() }] {
+            let sent = rpc::ReportedCopy::from(&report);
+            assert_eq!(CopyReport::try_from(&sent), Ok(report));
+        }
+    }
+
+    #[test]
+    fn a_copy_with_the_record_of_another_segment_is_malformed() {
+        let mut sent = rpc::ReportedCopy::from(&report());
+        sent.index += 1;
+        assert!(matches!(CopyReport::try_from(&sent), Err(Malformed::OtherSegment { .. })));
     }
 }

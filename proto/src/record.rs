@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Epoch, ReplicaId, Revision, RunId, SegmentId, ServerId, Token};
+use crate::ids::{Epoch, Position, ReplicaId, Revision, RunId, SegmentId, ServerId, Token};
 
 /// When a write is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -92,6 +92,25 @@ impl SegmentRecord {
     pub fn is_active(&self) -> bool {
         self.active.is_some_and(|(epoch, token)| epoch == self.epoch && token >= self.token)
     }
+}
+
+/// A copy as its server knows it, told to a metadata cluster that is being restored from a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// Of which segment.
+    pub segment: SegmentId,
+    /// Which copy.
+    pub replica: ReplicaId,
+    /// Highest epoch it has promised.
+    pub epoch: Epoch,
+    /// Highest token it knows.
+    pub token: Token,
+    /// Last entry of its log, durable or not.
+    pub last: Position,
+    /// A copy into it is under way: it is not whole.
+    pub copying: bool,
+    /// Newest record that this run of its server has been told of the segment.
+    pub record: Option<SegmentRecord>,
 }
 
 /// What a wrong-epoch refusal and a map lookup tell a client: enough to find the primary.

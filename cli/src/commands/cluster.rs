@@ -7,6 +7,7 @@ use tidewater_proto::{
     rpc,
 };
 
+use super::ServerArg;
 use crate::{
     args::Context,
     failure::{Code, Failure},
@@ -60,6 +61,12 @@ pub(crate) enum Verb {
         /// Its id
         id: u64,
     },
+    /// Have a restored cluster go on without chunkservers that are gone for good
+    FinishRestore {
+        /// Server that is gone and stays off: what only it holds is lost; once for each
+        #[arg(long = "without", required = true)]
+        without: Vec<ServerArg>,
+    },
     /// Hand the leadership over
     TransferLeader {
         /// Id of the node that should lead
@@ -88,6 +95,16 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             context.confirm(&format!("Remove meta node {id} from the cluster?"))?;
             let request = rpc::RemoveMetaNodeRequest { id };
             context.cluster.remove_meta_node(request).await?;
+            Ok(())
+        }
+        Verb::FinishRestore { without } => {
+            let names: Vec<_> = without.iter().map(|ServerArg(id)| format!("s{id}")).collect();
+            context.confirm(&format!(
+                "Go on without {}? What only they hold is lost.",
+                names.join(", ")
+            ))?;
+            let without = without.into_iter().map(|ServerArg(id)| id).collect();
+            context.cluster.finish_restore(rpc::FinishRestoreRequest { without }).await?;
             Ok(())
         }
         Verb::TransferLeader { to } => {
@@ -157,6 +174,25 @@ struct Info {
     applied: u64,
     members: usize,
     state_hash: String,
+    /// Set while the cluster, restored from a backup, waits for its chunkservers.
+    restore: Option<Restore>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Restore {
+    servers: u32,
+    reported: Vec<u64>,
+    awaited: Vec<u64>,
+}
+
+impl Restore {
+    fn text(&self) -> String {
+        let awaited: Vec<_> = self.awaited.iter().map(|id| format!("s{id}")).collect();
+        let waits =
+            if awaited.is_empty() { String::new() } else { format!(", no {}", awaited.join(" ")) };
+        format!("{} of {}{waits}", self.reported.len(), self.servers)
+    }
 }
 
 impl From<&rpc::StatusReply> for Info {
@@ -170,14 +206,27 @@ impl From<&rpc::StatusReply> for Info {
             applied: s.applied,
             members: s.nodes.len(),
             state_hash: s.state_hash.clone(),
+            restore: s.restore.clone().map(|r| {
+                let rpc::RestoreStatus { servers, reported, awaited } = r;
+                Restore { servers, reported, awaited }
+            }),
         }
     }
 }
 
 impl Item for Info {
     const KIND: &'static str = "Cluster";
-    const COLUMNS: &'static [&'static str] =
-        &["CLUSTER", "SEGMENT", "LEADER", "ADDRESS", "TERM", "APPLIED", "MEMBERS", "STATE-HASH"];
+    const COLUMNS: &'static [&'static str] = &[
+        "CLUSTER",
+        "SEGMENT",
+        "LEADER",
+        "ADDRESS",
+        "TERM",
+        "APPLIED",
+        "MEMBERS",
+        "STATE-HASH",
+        "RESTORE",
+    ];
 
     fn name(&self) -> String {
         self.cluster.clone()
@@ -193,6 +242,7 @@ impl Item for Info {
             self.applied.to_string(),
             self.members.to_string(),
             self.state_hash.clone(),
+            self.restore.as_ref().map_or_else(|| "none".to_owned(), Restore::text),
         ]
     }
 }

@@ -1,6 +1,8 @@
 //! A meta node and its metrics.
 
-use tidewater_meta::{MetaConfig, MetaMetrics, MetaNode};
+use std::path::Path;
+
+use tidewater_meta::{MetaConfig, MetaMetrics, MetaNode, RestoreError};
 
 use super::{MetaVerb, file_or_default, log, stop_signal};
 use crate::{
@@ -10,8 +12,37 @@ use crate::{
 };
 
 pub(crate) fn run(verb: MetaVerb) -> Result<(), Failure> {
-    let MetaVerb::Run { config, flags } = verb;
-    let file = file_or_default::<MetaFile>(config.as_deref())?.overridden(flags);
+    match verb {
+        MetaVerb::Run { config, flags } => {
+            run_node(file_or_default::<MetaFile>(config.as_deref())?.overridden(flags))
+        }
+        MetaVerb::Restore { backup, servers, config, flags } => {
+            let file = file_or_default::<MetaFile>(config.as_deref())?.overridden(flags);
+            restore(file, &backup, servers)
+        }
+    }
+}
+
+fn restore(file: MetaFile, backup: &Path, servers: u32) -> Result<(), Failure> {
+    let restored =
+        tidewater_meta::restore(&file.config()?, backup, servers).map_err(|error| match error {
+            RestoreError::Config(_) => Failure::new(Code::Usage, error.to_string()),
+            RestoreError::KnownNode { .. } | RestoreError::Exists { .. } => {
+                Failure::new(Code::Conflict, error.to_string())
+            }
+            RestoreError::Backup { .. } | RestoreError::Store(_) => {
+                Failure::new(Code::Other, error.to_string())
+            }
+        })?;
+    eprintln!(
+        "restored cluster {}: {} volumes, {} segments, {} chunkservers then; run the node, and it waits \
+         for {servers} chunkservers",
+        restored.cluster, restored.volumes, restored.segments, restored.servers
+    );
+    Ok(())
+}
+
+fn run_node(file: MetaFile) -> Result<(), Failure> {
     let metrics_listen = file.metrics_listen;
     let config = file.config()?;
     config.validate().map_err(|e| Failure::new(Code::Usage, e.to_string()))?;

@@ -31,6 +31,20 @@ pub(crate) enum MetaVerb {
         #[command(flatten)]
         flags: MetaFile,
     },
+    /// Make the data folder of a new one-node cluster from a backup; then run it
+    Restore {
+        /// Copy of a meta node's folder snapshots/N
+        #[arg(long)]
+        backup: PathBuf,
+        /// Chunkservers that the cluster has; nothing is served before as many have told what they hold
+        #[arg(long)]
+        servers: u32,
+        /// TOML file of the new node; flags override its keys
+        #[arg(short, long)]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: MetaFile,
+    },
 }
 
 #[derive(Debug, Subcommand)]

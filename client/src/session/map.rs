@@ -180,7 +180,7 @@ impl Map {
     }
 
     async fn ensure(&self, segment: u32) -> Event {
-        let request = rpc::SegmentRequest { volume: self.volume.0, index: segment };
+        let request = rpc::SegmentRequest { volume: self.volume.0, index: segment, session: 0 };
         let reply = self
             .meta
             .call(PLACE, |mut meta| async move { meta.ensure_segment(request).await })

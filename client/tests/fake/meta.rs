@@ -106,6 +106,10 @@ meta! {
         change_set(ChangeSetRequest) -> ChangeSetReply;
         report_active(ReportActiveRequest) -> Empty;
         report_deleted(ReportDeletedRequest) -> Empty;
+        report_copies(ReportCopiesRequest) -> Empty;
+        finish_restore(FinishRestoreRequest) -> Empty;
+        get_attachment(AttachmentRequest) -> Attachment;
+        find_segment(SegmentRequest) -> FindSegmentReply;
         create_volume(CreateVolumeRequest) -> Volume;
         get_volume(GetVolumeRequest) -> Volume;
         resize_volume(ResizeVolumeRequest) -> Volume;

@@ -21,8 +21,8 @@ use super::{
     store::{Store, StoreError},
 };
 
-const KEY_VOTE: &[u8] = b"vote";
-const KEY_PURGED: &[u8] = b"purged";
+pub(super) const KEY_VOTE: &[u8] = b"vote";
+pub(super) const KEY_PURGED: &[u8] = b"purged";
 const KEY_COMMITTED: &[u8] = b"committed";
 /// Appends that wait to become durable.
 const FLUSH_QUEUE: usize = 1024;

@@ -31,8 +31,8 @@ use crate::{
     },
 };
 
-const KEY_APPLIED: &[u8] = b"applied";
-const KEY_MEMBERSHIP: &[u8] = b"membership";
+pub(super) const KEY_APPLIED: &[u8] = b"applied";
+pub(super) const KEY_MEMBERSHIP: &[u8] = b"membership";
 /// Past every row's key: tags are small.
 const STATE_END: &[u8] = &[0xff];
 

@@ -3,6 +3,7 @@
 pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod network;
+pub(crate) mod restore;
 pub(crate) mod service;
 pub(crate) mod snapshot;
 pub(crate) mod store;

@@ -61,7 +61,8 @@ impl Drop for SnapshotDir {
     }
 }
 
-fn read_meta(path: &Path) -> io::Result<SnapshotMeta> {
+/// Up to where a snapshot reaches.
+pub(super) fn read_meta(path: &Path) -> io::Result<SnapshotMeta> {
     Ok(serde_json::from_slice(&fs::read(path.join(META_FILE))?)?)
 }
 

@@ -220,9 +220,16 @@ impl Store {
 /// A row as stored: tagged key, and value.
 pub(crate) type StoredRow = (Box<[u8]>, Box<[u8]>);
 
-/// All rows of the state in a checkpoint.
+/// All rows of the state in a checkpoint of this version.
 pub(crate) fn read_checkpoint(dir: &Path) -> Result<Vec<StoredRow>, StoreError> {
     let db = DB::open_cf_descriptors_read_only(&options(), dir, families(), false)?;
+    let meta = db.cf_handle(CF_META).expect("opened with every column family");
+    let malformed = || StoreError::Malformed { key: KEY_FORMAT.to_vec() };
+    let format = db.get_pinned_cf(meta, KEY_FORMAT)?.ok_or_else(malformed)?;
+    let found = serde_json::from_slice(&format).map_err(|_| malformed())?;
+    if found != FORMAT {
+        return Err(StoreError::Format { found, supported: FORMAT });
+    }
     let state = db.cf_handle(CF_STATE).expect("opened with every column family");
     let rows = db.iterator_cf(state, rocksdb::IteratorMode::Start).collect::<Result<_, _>>()?;
     Ok(rows)

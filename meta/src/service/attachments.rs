@@ -63,3 +63,15 @@ pub(super) async fn detach(
     node.propose(Command::Detach { session, force }).await?;
     Ok(rpc::Empty {})
 }
+
+pub(super) async fn get(
+    node: &Node,
+    request: rpc::AttachmentRequest,
+) -> Result<rpc::Attachment, Failure> {
+    node.linearized().await?;
+    node.check_decides()?;
+    let session = SessionId(request.session);
+    let view = node.live.read();
+    let row = view.state.attachments.get(&session).ok_or(Rejected::UnknownSession { session })?;
+    Ok(wire::attachment(row))
+}

@@ -7,12 +7,14 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{InitializeError, RaftError},
 };
-use tidewater_proto::{geometry::SEGMENT_BYTES, rpc};
+use tidewater_proto::{geometry::SEGMENT_BYTES, ids::ServerId, rpc};
 
 use super::failure::Failure;
 use crate::{
     node::Node,
-    state::{command::Command, outcome::Rejected},
+    state::{
+        State, apply::restore::awaited, command::Command, outcome::Rejected, rows::RestoreRow,
+    },
 };
 
 /// For a new node to catch up, from a snapshot if need be.
@@ -52,7 +54,26 @@ pub(super) fn status(node: &Node) -> rpc::StatusReply {
         applied: view.revision().0,
         nodes: nodes.collect(),
         state_hash: format!("{:016x}", view.state.hash()),
+        restore: view.state.restoring().map(|row| restore_status(&view.state, row)),
     }
+}
+
+fn restore_status(state: &State, row: &RestoreRow) -> rpc::RestoreStatus {
+    rpc::RestoreStatus {
+        servers: row.servers,
+        reported: row.reported.keys().map(|server| server.0).collect(),
+        awaited: awaited(state, row).into_iter().map(|server| server.0).collect(),
+    }
+}
+
+/// The restored cluster goes on without servers that are gone for good.
+pub(super) async fn finish_restore(
+    node: &Node,
+    request: rpc::FinishRestoreRequest,
+) -> Result<rpc::Empty, Failure> {
+    let without = request.without.into_iter().map(ServerId).collect();
+    node.propose(Command::FinishRestore { without }).await?;
+    Ok(rpc::Empty {})
 }
 
 /// Makes the Raft group, unless an earlier try has, and then the cluster.

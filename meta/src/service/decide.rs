@@ -15,7 +15,7 @@ use crate::{
     raft::TypeConfig,
     state::{
         command::{Command, Proposal},
-        outcome::Applied,
+        outcome::{Applied, Rejected},
     },
 };
 
@@ -99,10 +99,19 @@ impl Node {
         self.bounded(limit, late, work).await?.map_err(write_failure)
     }
 
-    /// Returns once the local state has all that was committed before the call. The leader's alone.
-    pub(crate) async fn linearized(&self) -> Result<(), Failure> {
+    /// Returns, with the term, once the local state has all that was committed before the call. The
+    /// leader's alone.
+    pub(crate) async fn linearized(&self) -> Result<u64, Failure> {
         let read = self.commit(self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await?;
-        read.map(|_| ()).map_err(read_failure)
+        read.map(|read| read.committed_leader_id().term).map_err(read_failure)
+    }
+
+    /// Fails while the cluster, restored from a backup, waits for its chunkservers.
+    pub(crate) fn check_decides(&self) -> Result<(), Failure> {
+        match self.live.read().state.restoring() {
+            Some(_) => Err(Rejected::Restoring.into()),
+            None => Ok(()),
+        }
     }
 
     /// Fails unless this node believes that it leads.

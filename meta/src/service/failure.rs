@@ -75,7 +75,10 @@ fn code_of(rejected: &Rejected) -> Code {
         | Rejected::BadPlacement { .. }
         | Rejected::PastEnd { .. } => Code::InvalidArgument,
         Rejected::LimitReached { .. } => Code::ResourceExhausted,
-        Rejected::NoCluster
+        // For the caller to try again.
+        Rejected::Restoring => Code::Unavailable,
+        Rejected::ServersAwaited { .. }
+        | Rejected::NoCluster
         | Rejected::StoreMismatch { .. }
         | Rejected::UnknownStore { .. }
         | Rejected::ServerHoldsCopies { .. }

@@ -123,6 +123,34 @@ impl Meta for MetaService {
         answer(segments::report_deleted(&self.node, request.into_inner()).await)
     }
 
+    async fn report_copies(
+        &self,
+        request: Request<rpc::ReportCopiesRequest>,
+    ) -> Answer<rpc::Empty> {
+        answer(servers::report_copies(&self.node, request.into_inner()).await)
+    }
+
+    async fn finish_restore(
+        &self,
+        request: Request<rpc::FinishRestoreRequest>,
+    ) -> Answer<rpc::Empty> {
+        answer(cluster::finish_restore(&self.node, request.into_inner()).await)
+    }
+
+    async fn get_attachment(
+        &self,
+        request: Request<rpc::AttachmentRequest>,
+    ) -> Answer<rpc::Attachment> {
+        answer(attachments::get(&self.node, *request.get_ref()).await)
+    }
+
+    async fn find_segment(
+        &self,
+        request: Request<rpc::SegmentRequest>,
+    ) -> Answer<rpc::FindSegmentReply> {
+        answer(segments::find(&self.node, *request.get_ref()).await)
+    }
+
     async fn create_volume(
         &self,
         request: Request<rpc::CreateVolumeRequest>,

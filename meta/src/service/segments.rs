@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tidewater_proto::{
-    ids::{Epoch, ReplicaId, SegmentId, ServerId, Token, VolumeId},
+    ids::{Epoch, ReplicaId, SegmentId, ServerId, SessionId, Token, VolumeId},
     record::{SegmentRecord, SetChange},
     rpc,
 };
@@ -45,13 +45,90 @@ pub(super) async fn ensure(
     request: rpc::SegmentRequest,
 ) -> Result<rpc::Segment, Failure> {
     node.linearized().await?;
+    node.check_decides()?;
     let segment = id(request.volume, request.index);
     let placed = node.live.read().state.segment(segment).is_some();
     if !placed {
         let servers = place_soon(node, segment).await?;
-        node.propose(Command::CreateSegment(CreateSegment { segment, servers })).await?;
+        create(node, CreateSegment { segment, servers }, SessionId(request.session)).await?;
     }
     active(node, segment).await
+}
+
+/// A placement under way, during which nobody is given a lease on absence in its volume.
+struct Placing<'a> {
+    node: &'a Node,
+    volume: VolumeId,
+    /// Whether it is known what became of it. Else no lease is given until another leader's term.
+    settled: bool,
+}
+
+impl<'a> Placing<'a> {
+    fn begin(node: &'a Node, volume: VolumeId) -> Self {
+        node.absence().begin(volume);
+        Self { node, volume, settled: true }
+    }
+}
+
+impl Drop for Placing<'_> {
+    fn drop(&mut self) {
+        self.node.absence().end(self.volume, self.settled);
+    }
+}
+
+/// Commits a placement once no other session may believe that there is none.
+async fn create(node: &Node, args: CreateSegment, session: SessionId) -> Result<(), Failure> {
+    let volume = args.segment.volume;
+    let mut placing = Placing::begin(node, volume);
+    loop {
+        let term = node.linearized().await?;
+        let wait_ms = {
+            let (mut absence, now) = (node.absence(), node.now());
+            absence.lead(term, now);
+            absence.wait_ms(volume, session, now)
+        };
+        if wait_ms == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    }
+    placing.settled = false;
+    let created = node.propose(Command::CreateSegment(args)).await;
+    placing.settled = matches!(created, Ok(_) | Err(Failure::Rejected(_)));
+    created.map(|_| ())
+}
+
+/// A segment's record; where there is none, a lease on that for the session that asks.
+pub(super) async fn find(
+    node: &Node,
+    request: rpc::SegmentRequest,
+) -> Result<rpc::FindSegmentReply, Failure> {
+    let term = node.linearized().await?;
+    node.check_decides()?;
+    let segment = id(request.volume, request.index);
+    // Before the look: a placement that begins after it sees the lease.
+    let absent_ms = {
+        let (mut absence, now) = (node.absence(), node.now());
+        absence.lead(term, now);
+        absence.grant(segment.volume, SessionId(request.session), now)
+    };
+    let view = node.live.read();
+    if !view.state.volumes.contains(&segment.volume) {
+        return Err(Rejected::UnknownVolumeId { id: segment.volume }.into());
+    }
+    let next = view.state.segments_of(segment.volume, segment.index).next();
+    Ok(match next {
+        Some(record) if record.segment == segment => rpc::FindSegmentReply {
+            segment: Some(record.as_ref().into()),
+            servers: wire::addresses_of(&view.state, std::iter::once(record.as_ref())),
+            ..rpc::FindSegmentReply::default()
+        },
+        next => rpc::FindSegmentReply {
+            absent_before: next.map_or(u32::MAX, |record| record.segment.index),
+            absent_ms,
+            ..rpc::FindSegmentReply::default()
+        },
+    })
 }
 
 /// Places the segment, waiting a little for servers that are just starting.
@@ -90,6 +167,7 @@ pub(super) async fn list(
     if request.linearizable {
         node.linearized().await?;
     }
+    node.check_decides()?;
     let limit = if request.limit == 0 { LIST_DEFAULT } else { request.limit.min(LIST_MAX) };
     let view = node.live.read();
     let records: Vec<_> = view
@@ -111,6 +189,7 @@ pub(super) async fn change_set(
 ) -> Result<rpc::ChangeSetReply, Failure> {
     use rpc::change_set_request::Change;
     node.linearized().await?;
+    node.check_decides()?;
     let segment = id(request.volume, request.index);
     let current = record(&node.live.read(), segment)?;
     let asked = match request.change {
@@ -157,6 +236,7 @@ pub(super) async fn report_active(
     request: rpc::ReportActiveRequest,
 ) -> Result<rpc::Empty, Failure> {
     node.linearized().await?;
+    node.check_decides()?;
     let server = ServerId(request.server);
     let reports = request.reports.iter().map(|r| Active {
         segment: id(r.volume, r.index),
@@ -193,6 +273,7 @@ pub(super) async fn move_primary(
     request: rpc::MovePrimaryRequest,
 ) -> Result<rpc::Segment, Failure> {
     node.linearized().await?;
+    node.check_decides()?;
     let segment = id(request.volume, request.index);
     let current = record(&node.live.read(), segment)?;
     let server = ServerId(request.to_server);

@@ -2,7 +2,7 @@
 
 use tidewater_proto::{
     ids::{RunId, ServerId},
-    record::ServerAddress,
+    record::{CopyReport, ServerAddress},
     rpc,
 };
 
@@ -12,11 +12,15 @@ use crate::{
     fleet,
     node::Node,
     state::{
-        command::{Command, RegisterServer, UpdateServer},
+        apply::restore::is_awaited,
+        command::{Command, RegisterServer, ReportCopies, UpdateServer},
         outcome::{Applied, Rejected},
         rows::Device,
     },
 };
+
+/// Copies told in one message.
+const COPIES_MAX: usize = 4_096;
 
 pub(super) async fn register(
     node: &Node,
@@ -48,7 +52,8 @@ pub(super) async fn register(
     let beat = Beat { run, devices, ..Beat::default() };
     node.detector().heard(server, node.now(), beat);
     let (cluster, segment_bytes) = (cluster.uuid, cluster.segment_bytes);
-    Ok(rpc::RegisterServerReply { cluster, server: server.0, segment_bytes })
+    let report_copies = is_awaited(&node.live.read().state, server, run);
+    Ok(rpc::RegisterServerReply { cluster, server: server.0, segment_bytes, report_copies })
 }
 
 /// What placement and people must know at once; use changes all the time.
@@ -71,6 +76,7 @@ pub(super) async fn heartbeat(
     let (changed, servers) = {
         let view = node.live.read();
         let row = view.state.servers.get(&server).filter(|row| row.run == beat.run);
+        let row = row.filter(|_| !is_awaited(&view.state, server, beat.run));
         let Some(row) = row else {
             return Ok(rpc::HeartbeatReply { register: true, servers: Vec::new() });
         };
@@ -84,6 +90,26 @@ pub(super) async fn heartbeat(
         node.propose(Command::UpdateServer(update)).await?;
     }
     Ok(rpc::HeartbeatReply { register: false, servers })
+}
+
+/// What a server holds, for a cluster that is being restored.
+pub(super) async fn report_copies(
+    node: &Node,
+    request: rpc::ReportCopiesRequest,
+) -> Result<rpc::Empty, Failure> {
+    if request.copies.len() > COPIES_MAX {
+        return Err(Failure::Invalid { field: "copies", reason: "more than 4,096 at once" });
+    }
+    let copies = request.copies.iter().map(CopyReport::try_from).collect::<Result<_, _>>()?;
+    let args = ReportCopies {
+        server: ServerId(request.server),
+        run: RunId(request.run),
+        copies,
+        servers: request.servers.into_iter().map(ServerId).collect(),
+        last: request.last,
+    };
+    node.propose(Command::ReportCopies(args)).await?;
+    Ok(rpc::Empty {})
 }
 
 pub(super) async fn list(node: &Node) -> Result<rpc::ListServersReply, Failure> {

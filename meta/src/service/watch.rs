@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::failure::Failure;
+use super::{failure::Failure, wire};
 use crate::{feed::Change, live::View, node::Node};
 
 /// Segments of one reply. More come in several, of which only the last has the revision.
@@ -49,12 +49,11 @@ async fn feed(
 ) {
     let mut moved = node.live.watch();
     // Nothing is covered from 0: a receiver that has nothing wants the full state, and to know so.
-    let mut at = (from > Revision(0)).then_some(from);
+    let mut told = Told { at: (from > Revision(0)).then_some(from), size_bytes: 0 };
     loop {
         moved.mark_unchanged();
-        let next = next(&node.live.read(), filter, at);
-        at = Some(next.revision);
-        for reply in next.into_replies() {
+        let news = told.next(&node.live.read(), filter);
+        for reply in news.into_replies() {
             if replies.send(Ok(reply)).await.is_err() {
                 return;
             }
@@ -67,6 +66,33 @@ async fn feed(
     }
 }
 
+/// What a receiver has been told.
+struct Told {
+    at: Option<Revision>,
+    /// Of the volume it watches.
+    size_bytes: u64,
+}
+
+impl Told {
+    /// What is new. Nothing while a restored cluster collects: its records may be long past.
+    fn next(&mut self, view: &View, filter: Filter) -> News {
+        if view.state.restoring().is_some() {
+            return News::default();
+        }
+        let mut news = next(view, filter, self.at);
+        self.at = Some(news.revision);
+        if let Filter::Volume(volume) = filter {
+            let size_bytes = view.state.volumes.get(&volume).map_or(0, |row| row.size_bytes);
+            if size_bytes != self.size_bytes {
+                (self.size_bytes, news.size_bytes) = (size_bytes, size_bytes);
+            }
+            let records = news.segments.iter().map(AsRef::as_ref);
+            news.servers = wire::addresses_of(&view.state, records);
+        }
+        news
+    }
+}
+
 /// What a receiver is to be told.
 #[derive(Debug, Default, PartialEq)]
 struct News {
@@ -75,11 +101,15 @@ struct News {
     segments: Vec<Arc<SegmentRecord>>,
     gone: Vec<SegmentId>,
     retired: Vec<rpc::RetiredCopy>,
+    servers: Vec<rpc::ServerAddress>,
+    /// 0 if it is not new.
+    size_bytes: u64,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        !self.full && self.segments.is_empty() && self.gone.is_empty() && self.retired.is_empty()
+        let nothing = self.segments.is_empty() && self.gone.is_empty() && self.retired.is_empty();
+        !self.full && nothing && self.size_bytes == 0
     }
 
     fn into_replies(self) -> Vec<rpc::WatchReply> {
@@ -98,9 +128,15 @@ impl News {
             replies.push(rpc::WatchReply::default());
         }
         replies[0].full = self.full;
+        replies[0].servers = self.servers;
+        replies[0].size_bytes = self.size_bytes;
         if let Some(last) = replies.last_mut() {
             last.revision = self.revision.0;
-            let gone = |s: SegmentId| rpc::SegmentRequest { volume: s.volume.0, index: s.index };
+            let gone = |s: SegmentId| rpc::SegmentRequest {
+                volume: s.volume.0,
+                index: s.index,
+                session: 0,
+            };
             last.gone = self.gone.into_iter().map(gone).collect();
             last.retired = self.retired;
         }
@@ -268,6 +304,31 @@ mod tests {
         }
         let volume = next(&steps.view, Filter::Volume(VolumeId(1)), Some(Revision(11)));
         assert_eq!((volume.gone.len(), volume.retired.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_volumes_watch_tells_its_size_and_where_servers_listen_and_nothing_during_a_restore() {
+        let mut world = crate::testing::World::new(2);
+        let create = crate::state::command::Command::CreateVolume(crate::testing::volume("v", 2));
+        world.run(create).expect("create");
+        let mut view = View { state: world.state, ..View::default() };
+        view.state.put_segment(record(&[1, 2]));
+        let filter = Filter::Volume(VolumeId(1));
+        let mut told = Told { at: None, size_bytes: 0 };
+        let size = 64 * crate::testing::MIB;
+        let news = told.next(&view, filter);
+        assert_eq!((news.full, news.size_bytes, news.servers.len()), (true, size, 2));
+        assert!(told.next(&view, filter).is_empty());
+        view.state.volumes.get_mut(&VolumeId(1)).expect("volume").size_bytes = 2 * size;
+        let news = told.next(&view, filter);
+        assert_eq!((news.full, news.size_bytes, news.segments.len()), (false, 2 * size, 0));
+        let replies = news.into_replies();
+        assert_eq!((replies.len(), replies[0].size_bytes), (1, 2 * size));
+
+        crate::state::apply::restore::begin(&mut view.state, 2);
+        let mut late = Told { at: None, size_bytes: 0 };
+        assert!(late.next(&view, filter).into_replies().is_empty());
+        assert!(late.at.is_none(), "it is told all once the cluster serves");
     }
 
     #[test]

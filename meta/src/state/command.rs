@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tidewater_proto::{
     ids::{Epoch, ReplicaId, RunId, SegmentId, ServerId, SessionId, Token, VolumeId},
-    record::{Durability, SetChange},
+    record::{CopyReport, Durability, SetChange},
 };
 
 use super::rows::{AttachMode, Device, Holder, Instance, Topology};
@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Retire { segment: SegmentId, replica: ReplicaId, expected_epoch: Epoch, reason: String },
     ReportActive { server: ServerId, reports: Vec<Active> },
     ReportDeleted { server: ServerId, copies: Vec<(SegmentId, ReplicaId)> },
+    ReportCopies(ReportCopies),
+    FinishRestore { without: Vec<ServerId> },
 }
 
 /// A chunkserver's start, or the same told again.
@@ -139,7 +141,30 @@ pub(crate) struct Active {
     pub(crate) token: Token,
 }
 
+/// Copies that a server holds, told to a cluster that is being restored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReportCopies {
+    pub(crate) server: ServerId,
+    pub(crate) run: RunId,
+    pub(crate) copies: Vec<CopyReport>,
+    /// Every server it has been told of.
+    pub(crate) servers: Vec<ServerId>,
+    /// All are told.
+    pub(crate) last: bool,
+}
+
 impl Command {
+    /// Whether it may change the state while a restored cluster collects: it decides nothing.
+    pub(crate) fn collects(&self) -> bool {
+        matches!(
+            self,
+            Self::RegisterServer(_)
+                | Self::UpdateServer(_)
+                | Self::ReportCopies(_)
+                | Self::FinishRestore { .. }
+        )
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::InitCluster { .. } => "init-cluster",
@@ -163,6 +188,8 @@ impl Command {
             Self::Retire { .. } => "retire",
             Self::ReportActive { .. } => "report-active",
             Self::ReportDeleted { .. } => "report-deleted",
+            Self::ReportCopies(_) => "report-copies",
+            Self::FinishRestore { .. } => "finish-restore",
         }
     }
 }

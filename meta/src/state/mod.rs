@@ -22,8 +22,8 @@ use tidewater_proto::{
 use self::{
     index::Index,
     rows::{
-        AttachState, AttachmentRow, ClusterRow, Counters, EventRow, ProgramRow, RetiredRow,
-        ServerRow, VolumeRow,
+        AttachState, AttachmentRow, ClusterRow, CopyRow, Counters, EventRow, ProgramRow,
+        RestoreRow, RetiredRow, ServerRow, VolumeRow,
     },
     table::{Change, RetiredKey, Single, Table},
 };
@@ -37,6 +37,8 @@ const RETIRED: u8 = 6;
 const ATTACHMENTS: u8 = 7;
 const PROGRAMS: u8 = 8;
 const EVENTS: u8 = 9;
+const RESTORE: u8 = 10;
+const COPIES: u8 = 11;
 
 /// Segments a command changed, each with the servers that its record named before.
 pub(crate) type Touched = BTreeMap<SegmentId, BTreeSet<ServerId>>;
@@ -54,6 +56,9 @@ pub(crate) struct State {
     pub(crate) attachments: Table<SessionId, AttachmentRow>,
     pub(crate) programs: Table<String, ProgramRow>,
     pub(crate) events: Table<u64, EventRow>,
+    /// While a cluster made from a backup collects; then empty.
+    pub(crate) restore: Table<Single, RestoreRow>,
+    pub(crate) copies: Table<ReplicaId, CopyRow>,
     pub(crate) index: Index,
     touched: Touched,
     hash: u64,
@@ -79,6 +84,8 @@ impl Default for State {
             attachments: Table::new(ATTACHMENTS),
             programs: Table::new(PROGRAMS),
             events: Table::new(EVENTS),
+            restore: Table::new(RESTORE),
+            copies: Table::new(COPIES),
             index: Index::default(),
             touched: Touched::new(),
             hash: 0,
@@ -115,6 +122,8 @@ impl State {
             ATTACHMENTS => self.attachments.load(stored, key, value, hash),
             PROGRAMS => self.programs.load(stored, key, value, hash),
             EVENTS => self.events.load(stored, key, value, hash),
+            RESTORE => self.restore.load(stored, key, value, hash),
+            COPIES => self.copies.load(stored, key, value, hash),
             _ => false,
         }
     }
@@ -163,6 +172,8 @@ impl State {
         self.attachments.drain(&mut changes, hash);
         self.programs.drain(&mut changes, hash);
         self.events.drain(&mut changes, hash);
+        self.restore.drain(&mut changes, hash);
+        self.copies.drain(&mut changes, hash);
         changes
     }
 
@@ -192,6 +203,11 @@ impl State {
 
     pub(crate) fn cluster(&self) -> Option<&ClusterRow> {
         self.cluster.get(&Single)
+    }
+
+    /// Set while the cluster, made from a backup, decides nothing yet.
+    pub(crate) fn restoring(&self) -> Option<&RestoreRow> {
+        self.restore.get(&Single)
     }
 
     /// The volume outside the trash that has this name.

@@ -28,6 +28,10 @@ pub(crate) enum Rejected {
     NoCluster,
     #[error("the cluster is initialised already, as {uuid}")]
     ClusterExists { uuid: String },
+    #[error("the cluster is being restored and waits for its chunkservers")]
+    Restoring,
+    #[error("{missing} chunkservers have yet to tell what they hold")]
+    ServersAwaited { missing: usize },
     #[error("segments of {segment_bytes} bytes: must be a multiple of 1 MiB, at most 1 GiB")]
     BadSegmentBytes { segment_bytes: u64 },
 

@@ -1,12 +1,12 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 //! Rows of the state's tables. Stored as JSON: a field added later needs a serde default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tidewater_proto::{
     ids::{RunId, ServerId, SessionId, Token, VolumeId},
-    record::{Durability, ServerAddress},
+    record::{CopyReport, Durability, ServerAddress},
 };
 
 /// The cluster's constants.
@@ -153,11 +153,30 @@ pub(crate) struct RetiredRow {
     pub(crate) retired_ms: u64,
 }
 
+/// A cluster that was made from a backup and does not serve yet: who has told what they hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RestoreRow {
+    /// Chunkservers the cluster has, as the operator said.
+    pub(crate) servers: u32,
+    /// Those that have told all, and the run that did.
+    pub(crate) reported: BTreeMap<ServerId, RunId>,
+    /// Servers that these know of.
+    pub(crate) named: BTreeSet<ServerId>,
+}
+
+/// A copy as its server has told it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CopyRow {
+    pub(crate) server: ServerId,
+    pub(crate) copy: CopyReport,
+}
+
 /// What an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum EventKind {
     ClusterCreated,
+    ClusterRestored,
     ServerRegistered,
     ServerRestarted,
     ServerCordoned,
@@ -200,6 +219,7 @@ impl EventKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ClusterCreated => "cluster-created",
+            Self::ClusterRestored => "cluster-restored",
             Self::ServerRegistered => "server-registered",
             Self::ServerRestarted => "server-restarted",
             Self::ServerCordoned => "server-cordoned",

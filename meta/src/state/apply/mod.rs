@@ -6,6 +6,7 @@ pub(crate) mod attachments;
 mod cluster;
 mod events;
 mod programs;
+pub(crate) mod restore;
 pub(crate) mod segments;
 mod servers;
 mod sets;
@@ -52,6 +53,9 @@ pub(crate) fn apply(state: &mut State, revision: Revision, proposal: &Proposal) 
     if !initialised && !matches!(proposal.command, Command::InitCluster { .. }) {
         return Err(Rejected::NoCluster);
     }
+    if step.state.restoring().is_some() && !proposal.command.collects() {
+        return Err(Rejected::Restoring);
+    }
     match &proposal.command {
         Command::InitCluster { uuid, segment_bytes } => cluster::init(step, uuid, *segment_bytes),
         Command::RegisterServer(args) => servers::register(step, args),
@@ -82,5 +86,7 @@ pub(crate) fn apply(state: &mut State, revision: Revision, proposal: &Proposal) 
         Command::ReportDeleted { server, copies } => {
             Ok(segments::report_deleted(step, *server, copies))
         }
+        Command::ReportCopies(args) => restore::report(step, args),
+        Command::FinishRestore { without } => restore::finish(step, without),
     }
 }

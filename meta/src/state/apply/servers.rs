@@ -6,7 +6,7 @@ use tidewater_proto::{
     record::ServerAddress,
 };
 
-use super::{Step, events::Note};
+use super::{Step, events::Note, restore};
 use crate::state::{
     State,
     command::{RegisterServer, UpdateServer},
@@ -23,12 +23,16 @@ pub(super) fn register(step: &mut Step<'_>, args: &RegisterServer) -> Outcome {
     if args.shards.is_empty() || args.store.is_empty() {
         return Err(Rejected::BadServer);
     }
+    let restoring = step.state.restoring().is_some();
     let known = step.state.index.stores.get(&args.store).copied();
     let id = match (known, args.server) {
         (Some(owner), Some(claimed)) if owner != claimed => {
             return Err(Rejected::StoreMismatch { owner, claimed });
         }
         (Some(owner), _) => owner,
+        // The backup may be older than the server, but the server knows the cluster.
+        (None, Some(server)) if restoring && !step.state.servers.contains(&server) => server,
+        (None, None) if restoring => return Err(Rejected::Restoring),
         (None, Some(server)) => return Err(Rejected::UnknownStore { server }),
         (None, None) if step.state.servers.len() >= SERVERS_MAX => {
             return Err(Rejected::LimitReached { what: Limit::Servers, limit: SERVERS_MAX });
@@ -49,6 +53,7 @@ pub(super) fn register(step: &mut Step<'_>, args: &RegisterServer) -> Outcome {
     step.state.servers.insert(id, row);
     match before.map(|server| server.run) {
         None => step.event(EventKind::ServerRegistered, note(id, args.control.to_string())),
+        Some(run) if run != args.run && restoring => restore::restarted(step, id),
         Some(run) if run != args.run => {
             let raised = raise_led(step, id);
             let detail = format!("raised the epoch of {raised} segments");
