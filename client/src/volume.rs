@@ -1,6 +1,12 @@
 //! A volume's handle for any thread and runtime. The session runs on a thread of its own.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -16,6 +22,8 @@ use crate::{
     stats::VolumeStats,
 };
 
+/// What a session tells once it is attached.
+type Opened = (DeviceInfo, Arc<AtomicU64>);
 type IoResult = Result<IoDone, BlockError>;
 type CloseResult = Result<(), CloseError>;
 
@@ -32,6 +40,8 @@ enum Command {
 #[derive(Clone)]
 pub struct Volume {
     info: DeviceInfo,
+    /// As the session last heard.
+    size_bytes: Arc<AtomicU64>,
     stats: Arc<VolumeStats>,
     slots: Arc<Semaphore>,
     commands: mpsc::Sender<Command>,
@@ -57,8 +67,9 @@ impl Volume {
                 });
             })
             .map_err(|_| OpenError::Thread)?;
-        let info = result.await.map_err(|_| OpenError::Thread)??;
-        Ok(Self { info, stats, slots: Arc::new(Semaphore::new(depth)), commands })
+        let (info, size_bytes) = result.await.map_err(|_| OpenError::Thread)??;
+        let slots = Arc::new(Semaphore::new(depth));
+        Ok(Self { info, size_bytes, stats, slots, commands })
     }
 
     /// Counters and latencies.
@@ -119,14 +130,14 @@ impl Volume {
 
 impl BlockDevice for Volume {
     fn info(&self) -> DeviceInfo {
-        self.info
+        DeviceInfo { size_bytes: self.size_bytes.load(Ordering::Relaxed), ..self.info }
     }
 
     fn submit(&self, io: Io) -> impl Future<Output = IoResult> + Send + 'static {
         let volume = self.clone();
         async move {
             let (offset, len) = io.range().unwrap_or_default();
-            io.check(volume.info)?;
+            io.check(BlockDevice::info(&volume))?;
             let slot = Arc::clone(&volume.slots).acquire_owned().await;
             let slot = slot.map_err(|_| BlockError::refused(Kind::Closed, offset, len))?;
             volume.enqueue(io, slot).await
@@ -136,7 +147,7 @@ impl BlockDevice for Volume {
 
 fn session_thread(
     commands: mpsc::Receiver<Command>,
-    opened: oneshot::Sender<Result<DeviceInfo, OpenError>>,
+    opened: oneshot::Sender<Result<Opened, OpenError>>,
     open: impl Future<Output = Result<LocalVolume, OpenError>>,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -155,7 +166,7 @@ fn session_thread(
                 }
             }
             Ok(volume) => {
-                if opened.send(Ok(volume.info())).is_err() {
+                if opened.send(Ok((volume.info(), volume.size_bytes()))).is_err() {
                     tracing::debug!("who opened a volume has gone");
                 }
                 serve(volume, commands).await;

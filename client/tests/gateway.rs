@@ -101,6 +101,7 @@ async fn a_slow_request_does_not_hold_up_the_next_one() {
             let device = Gated::new();
             let gateway = start(device.clone(), 8).await;
             let mut client = Client::connect(gateway.address).await;
+            assert_eq!(client.size_bytes, 64 << 20);
             client.send(READ, 1, GATED, 512, &[]).await;
             client.send(READ, 2, 0, 512, &[]).await;
             assert_eq!(client.reply(512).await.0, 2, "the later request is answered first");
@@ -199,10 +200,10 @@ async fn garbage_ends_its_connection_and_no_other() {
             let gateway = start(MemDevice::new(1 << 20), 8).await;
             let mut good = Client::connect(gateway.address).await;
             let mut bad = Client::connect(gateway.address).await;
-            bad.0.write_all(&[0xff; 4096]).await.expect("writes");
+            bad.socket.write_all(&[0xff; 4096]).await.expect("writes");
             let mut rest = Vec::new();
             // Closed, or reset because some of the garbage was not read.
-            let ended = timeout(DEADLINE, bad.0.read_to_end(&mut rest)).await;
+            let ended = timeout(DEADLINE, bad.socket.read_to_end(&mut rest)).await;
             assert!(ended.is_ok(), "the connection with garbage was not closed");
             good.write(0, &[1; 512]).await;
             assert_eq!(good.read(0, 512).await, vec![1; 512]);

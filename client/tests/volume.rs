@@ -3,17 +3,18 @@
 mod fake;
 mod raw;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, net::SocketAddr, time::Duration};
 
 use fake::{A, B, Fake, Mischief, SIZE};
-use raw::Client;
+use raw::{Client, WRITE};
 use tidewater_client::{
     BlockDevice as _, BlockDeviceExt as _, Cluster, Io, Kind, Open, Outcome,
     device::contract,
-    gateway::{ExportConfig, Gateway, GatewayConfig, GatewayError, Listeners},
+    gateway::{ExportConfig, Gateway, GatewayConfig, GatewayError, GatewayMetrics, Listeners},
 };
 use tidewater_proto::{ids::Token, rpc};
 use tokio::{
+    io::AsyncReadExt as _,
     sync::oneshot,
     task::LocalSet,
     time::{Instant, timeout},
@@ -73,6 +74,73 @@ async fn a_segment_that_was_never_written_reads_as_zeroes_and_is_not_placed() {
         fake.world().place(3);
         fake.world().segments.get_mut(&3).expect("placed").data.fill(9);
         assert_eq!(volume.read_at(SIZE - 4096, 4096).await.expect("reads"), vec![9; 4096]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn reads_of_a_hole_ask_meta_once_for_as_long_as_a_lease_lasts() {
+    with_fake(|fake| async move {
+        fake.world().absent_ms = 60_000;
+        let volume = fake.open(open()).await;
+        volume.write_at(8 << 20, vec![7; 4096]).await.expect("places segment 2");
+        let calls = fake.world().meta_calls;
+        for block in 0..64 {
+            let read = volume.read_at(block * 4096, 4096).await.expect("reads");
+            assert_eq!(read, vec![0; 4096]);
+        }
+        assert_eq!(volume.read_at(4 << 20, 512).await.expect("reads"), vec![0; 512]);
+        assert_eq!(fake.world().meta_calls, calls + 1, "one answer is for both segments");
+        assert_eq!(volume.read_at(8 << 20, 4096).await.expect("reads"), vec![7; 4096]);
+        // The own write is seen, whatever was believed before it.
+        volume.write_at(0, vec![9; 4096]).await.expect("places segment 0");
+        assert_eq!(volume.read_at(0, 4096).await.expect("reads"), vec![9; 4096]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_another_client_places_is_seen_once_the_lease_is_over() {
+    with_fake(|fake| async move {
+        fake.world().absent_ms = 100;
+        let volume = fake.open(Open::shared()).await;
+        assert_eq!(volume.read_at(0, 512).await.expect("reads"), vec![0; 512]);
+        let asked = Instant::now();
+        fake.world().place(0);
+        fake.world().segments.get_mut(&0).expect("placed").data.fill(9);
+        loop {
+            let begun = asked.elapsed();
+            if volume.read_at(0, 512).await.expect("reads") == vec![9; 512] {
+                break;
+            }
+            assert!(begun < Duration::from_millis(100), "believed for too long: {begun:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_resize_is_seen_by_the_handle_and_what_others_place_without_a_refusal() {
+    with_fake(|fake| async move {
+        fake.world().absent_ms = 60_000;
+        let volume = fake.open(Open::shared()).await;
+        assert_eq!(volume.read_at(0, 512).await.expect("reads"), vec![0; 512]);
+        let past = volume.write_at(SIZE, vec![1; 512]).await.expect_err("past the end");
+        assert_eq!(past.kind, Kind::OutOfRange);
+        {
+            let mut world = fake.world();
+            world.size = 2 * SIZE;
+            world.place(0);
+            world.segments.get_mut(&0).expect("placed").data.fill(9);
+        }
+        fake.announce();
+        while volume.info().size_bytes != 2 * SIZE {
+            tokio::task::yield_now().await;
+        }
+        volume.write_at(SIZE, vec![1; 512]).await.expect("within the volume now");
+        let calls = fake.world().meta_calls;
+        assert_eq!(volume.read_at(0, 512).await.expect("reads"), vec![9; 512]);
+        assert_eq!(fake.world().meta_calls, calls, "the watch has told where segment 0 is");
     })
     .await;
 }
@@ -260,9 +328,16 @@ async fn an_unreachable_cluster_is_an_error_in_time() {
     assert!(started.elapsed() < Duration::from_secs(2));
 }
 
-#[tokio::test]
-async fn a_gateway_serves_a_volume_and_detaches_at_the_end() {
-    with_fake(|fake| async move {
+/// A gateway on a thread of its own.
+struct Running {
+    address: SocketAddr,
+    metrics: GatewayMetrics,
+    stop: CancellationToken,
+    ended: oneshot::Receiver<Result<(), GatewayError>>,
+}
+
+impl Running {
+    async fn start(fake: &Fake) -> Self {
         let text = format!(
             "endpoints = [{:?}]\nlisten = [\"127.0.0.1:0\"]\n[[exports]]\nname = \"disk\"\n\
              volume = \"vol\"\nprogram = \"db\"\nmode = \"exclusive\"\n",
@@ -284,18 +359,54 @@ async fn a_gateway_serves_a_volume_and_detaches_at_the_end() {
             done.send(runtime.block_on(running)).expect("the test waits");
         });
         let address = is_ready.await.expect("ready");
-        let mut client = Client::connect(address).await;
+        Self { address, metrics, stop, ended }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.ended.await.expect("no panic").expect("flushed and detached");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_serves_a_volume_and_detaches_at_the_end() {
+    with_fake(|fake| async move {
+        let gateway = Running::start(&fake).await;
+        let mut client = Client::connect(gateway.address).await;
         let data: Vec<u8> = (0..3 << 20).map(|i: u32| (i / 512) as u8).collect();
         client.write((4 << 20) - 512, &data).await;
         client.write(5, b"unaligned").await;
         assert!(client.read((4 << 20) - 512, 3 << 20).await == data);
         assert_eq!(client.read(4, 11).await[..], *b"\0unaligned\0");
         let counted = "tidewater_volume_ops_total{volume=\"vol\",program=\"db\",op=\"write\"} 2";
-        let text = metrics.prometheus_text();
+        let text = gateway.metrics.prometheus_text();
         assert!(text.contains(counted), "{text}");
-        stop.cancel();
-        ended.await.expect("no panic").expect("flushed and detached");
+        gateway.stop().await;
         assert!(!fake.world().attached);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_volume_that_grows_is_larger_for_new_connections_and_as_before_for_old_ones() {
+    with_fake(|fake| async move {
+        let gateway = Running::start(&fake).await;
+        let mut old = Client::connect(gateway.address).await;
+        assert_eq!(old.size_bytes, SIZE);
+        fake.world().size = 2 * SIZE;
+        fake.announce();
+        let mut new = Client::connect(gateway.address).await;
+        while new.size_bytes == SIZE {
+            new = Client::connect(gateway.address).await;
+        }
+        assert_eq!(new.size_bytes, 2 * SIZE);
+        new.write(SIZE, b"behind the old end").await;
+        old.send(WRITE, 1, SIZE, 1, b"x").await;
+        let mut reply = [0; 16];
+        old.socket.read_exact(&mut reply).await.expect("a reply");
+        assert_eq!(reply[4..8], [0, 0, 0, 28], "no space past the end that it was told");
+        assert_eq!(new.read(SIZE, 4).await[..], *b"behi");
+        gateway.stop().await;
     })
     .await;
 }

@@ -12,7 +12,8 @@ use crate::{
 
 /// A device under a name. All connections share it, so a flush of one covers the writes of all.
 pub struct Export<D> {
-    info: ExportInfo,
+    name: String,
+    description: String,
     device: D,
     lock: RangeLock,
 }
@@ -47,21 +48,26 @@ impl Around {
 impl<D: LocalBlockDevice> Export<D> {
     /// Exports `device` as `name`.
     pub fn new(name: impl Into<String>, description: impl Into<String>, device: D) -> Self {
-        let of = device.info();
-        let info = ExportInfo {
-            name: name.into(),
-            description: description.into(),
+        let (name, description) = (name.into(), description.into());
+        Self { name, description, device, lock: RangeLock::default() }
+    }
+
+    /// As a client that connects now sees it: the device may have grown.
+    pub fn info(&self) -> ExportInfo {
+        let of = self.device.info();
+        ExportInfo {
+            name: self.name.clone(),
+            description: self.description.clone(),
             size_bytes: of.size_bytes,
             read_only: of.read_only,
             fast_zero: of.fast_zero,
             multi_conn: true,
-        };
-        Self { info, device, lock: RangeLock::default() }
+        }
     }
 
-    /// As clients see it.
-    pub fn info(&self) -> &ExportInfo {
-        &self.info
+    /// Name clients ask for.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The device.

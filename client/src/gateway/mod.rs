@@ -160,7 +160,7 @@ impl Gateway {
 async fn close_all(exports: &[Export<LocalVolume>]) -> Result<(), GatewayError> {
     let mut failed = None;
     for export in exports {
-        let name = export.info().name.clone();
+        let name = export.name().to_owned();
         match export.device().close().await {
             Ok(()) => {}
             Err(error @ CloseError::Detach(_)) => {

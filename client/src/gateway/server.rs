@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{connection, export::Export, metrics::GatewayMetrics};
 use crate::{
     device::LocalBlockDevice,
-    nbd::{ExportInfo, Limits, Session},
+    nbd::{Limits, Session},
 };
 
 /// Pause after the operating system refused a connection, as when files run out.
@@ -119,7 +118,6 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 /// Exports and what all connections share. Lives on one thread, in a `LocalSet`.
 pub struct Server<D> {
     exports: Vec<Export<D>>,
-    infos: Arc<[ExportInfo]>,
     limits: Limits,
     max_connections: usize,
     metrics: GatewayMetrics,
@@ -128,8 +126,7 @@ pub struct Server<D> {
 impl<D: LocalBlockDevice> Server<D> {
     /// A server of these exports, their names distinct.
     pub fn new(exports: Vec<Export<D>>, max_connections: usize, metrics: GatewayMetrics) -> Self {
-        let infos = exports.iter().map(|e| e.info().clone()).collect();
-        Self { exports, infos, limits: Limits::default(), max_connections, metrics }
+        Self { exports, limits: Limits::default(), max_connections, metrics }
     }
 
     /// Other bounds for each connection.
@@ -138,8 +135,9 @@ impl<D: LocalBlockDevice> Server<D> {
         Self { limits, ..self }
     }
 
+    /// The NBD session of a new client, to which the exports stay as they are now.
     pub(crate) fn session(&self) -> Session {
-        Session::new(Arc::clone(&self.infos), self.limits)
+        Session::new(self.exports.iter().map(Export::info).collect(), self.limits)
     }
 
     pub(crate) fn export(&self, index: usize) -> &Export<D> {

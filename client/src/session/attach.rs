@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -83,7 +83,7 @@ pub enum CloseError {
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) volume: VolumeId,
-    pub(crate) info: DeviceInfo,
+    read_only: bool,
     pub(crate) segment_bytes: u64,
     pub(crate) durability: Durability,
     pub(crate) io_timeout: Duration,
@@ -98,7 +98,8 @@ pub(crate) struct Session {
     pub(crate) window_moved: Notify,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) stats: Arc<VolumeStats>,
-    ticker: AbortHandle,
+    /// Ends with the attachment: the clock of the tries, the watch of the map.
+    background: [AbortHandle; 2],
 }
 
 impl Session {
@@ -130,7 +131,8 @@ impl Session {
         if record.segment_bytes == 0 {
             return Err(lacks("the size of a segment"));
         }
-        let map = Map::new(VolumeId(record.id), Rc::clone(&meta));
+        let session = SessionId(attachment.session);
+        let map = Map::new(VolumeId(record.id), session, Rc::clone(&meta), record.size_bytes);
         map.take(&reply.segments, &reply.servers);
         Ok(Self::start(status.cluster, &attachment, &record, options, meta, map, stats))
     }
@@ -154,30 +156,34 @@ impl Session {
         };
         let tries = Rc::new(Tries::default());
         let links = Rc::new(Links::new(cluster, hello, Rc::clone(&tries)));
+        let map = Rc::new(map);
         let ticker = spawn_local(tick(Rc::clone(&tries), Rc::clone(&links))).abort_handle();
+        let follower = spawn_local(Rc::clone(&map).follow()).abort_handle();
         Rc::new(Self {
             id: SessionId(attachment.session),
             volume: VolumeId(record.id),
-            info: DeviceInfo {
-                size_bytes: record.size_bytes,
-                read_only: options.mode == Mode::ReadOnly,
-                fast_zero: true,
-            },
+            read_only: options.mode == Mode::ReadOnly,
             segment_bytes: record.segment_bytes,
             durability: record.durability().into(),
             io_timeout: options.io_timeout,
             token: Cell::new(Token(attachment.token)),
             fenced: Cell::new(false),
             meta,
-            map: Rc::new(map),
+            map,
             links,
             tries,
             window: RefCell::new(Window::new()),
             window_moved: Notify::new(),
             slots: Arc::new(Semaphore::new(options.queue_depth)),
             stats,
-            ticker,
+            background: [ticker, follower],
         })
+    }
+
+    /// The volume as it is now known.
+    pub(crate) fn info(&self) -> DeviceInfo {
+        let size_bytes = self.map.size_bytes().load(Ordering::Relaxed);
+        DeviceInfo { size_bytes, read_only: self.read_only, fast_zero: true }
     }
 
     /// A server asked for a newer token: either this session has been given one, as those who stay
@@ -189,40 +195,30 @@ impl Session {
         if self.token.get() >= wanted {
             return Event::TokenRaised;
         }
-        let list = self
+        let request = rpc::AttachmentRequest { session: self.id.0 };
+        let found = self
             .meta
-            .call(CHECK, |mut meta| async move {
-                meta.list_volumes(rpc::ListVolumesRequest { trash: false }).await
-            })
+            .call(CHECK, |mut meta| async move { meta.get_attachment(request).await })
             .await;
-        let Ok(list) = list else {
-            return Event::MapUnavailable;
-        };
-        let Some(volume) = list.volumes.iter().find(|v| v.id == self.volume.0) else {
-            return Event::Detached;
-        };
-        if Token(volume.token) < wanted {
-            // The node that answered lags behind the server that refused.
-            return Event::MapUnavailable;
-        }
-        match volume.attachments.iter().find(|a| a.session == self.id.0) {
-            Some(attachment) if Token(attachment.token) >= wanted => {
+        match found {
+            Ok(attachment) if Token(attachment.token) >= wanted => {
                 self.token.set(self.token.get().max(Token(attachment.token)));
                 Event::TokenRaised
             }
-            Some(_) => Event::MapUnavailable,
-            None => {
+            Err(error) if error.code == MetaCode::NotFound => {
                 tracing::warn!(volume = %self.volume, session = %self.id, "fenced off");
                 self.fenced.set(true);
                 Event::Detached
             }
+            // The server that refused is ahead of the node that answered, or none answered.
+            Ok(_) | Err(_) => Event::MapUnavailable,
         }
     }
 
     /// Gives the attachment back and ends all connections.
     pub(crate) async fn detach(&self) -> Result<(), MetaError> {
         self.links.close_all();
-        self.ticker.abort();
+        self.background.iter().for_each(AbortHandle::abort);
         if self.fenced.replace(true) {
             return Ok(());
         }

@@ -5,19 +5,27 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use futures::{StreamExt, stream};
+use rustix::time::{ClockId, clock_gettime};
 use tidewater_proto::{
-    ids::{SegmentId, ServerId, VolumeId},
+    ids::{SegmentId, ServerId, SessionId, VolumeId},
     meta_client::{MetaClient, MetaCode, MetaError, Patience},
     record::{Route, SegmentRecord, ServerAddress},
     rpc,
 };
-use tokio::{sync::oneshot, task::spawn_local};
+use tokio::{sync::oneshot, task::spawn_local, time::sleep};
 
-use super::links::ShardKey;
+use super::{
+    absent::{Absent, BootTime},
+    links::ShardKey,
+};
 use crate::retry::Event;
 
 /// A lookup is short: with meta down, requests go on by the routes they have.
@@ -25,16 +33,25 @@ const LOOKUP: Patience =
     Patience { per_try: Duration::from_millis(250), total: Duration::from_millis(600) };
 /// Placing a segment takes a Raft commit, an activation, and maybe the removal of a dead server.
 const PLACE: Patience = Patience { per_try: Duration::from_secs(3), total: Duration::from_secs(5) };
+/// For a watch to begin.
+const WATCH: Patience = Patience { per_try: Duration::from_secs(2), total: Duration::from_secs(5) };
+/// Pause before a watch that ended is begun again.
+const WATCH_PAUSE: Duration = Duration::from_millis(500);
 /// Lookups in flight at once.
 const LOOKUPS_MAX: usize = 8;
 
 /// (segment, fresh).
 type LookupKey = (u32, bool);
 
-/// The segment map of one volume.
+/// The segment map of one volume, and the volume's size. A watch keeps both fresh; nothing relies on it,
+/// for a server's refusal corrects who is behind.
 pub(crate) struct Map {
     volume: VolumeId,
+    session: SessionId,
     meta: Rc<MetaClient>,
+    /// Shared with the volume's handles.
+    size_bytes: Arc<AtomicU64>,
+    absent: RefCell<Absent>,
     routes: RefCell<BTreeMap<u32, Rc<Route>>>,
     servers: RefCell<BTreeMap<ServerId, ServerAddress>>,
     /// Requests that wait for a lookup that has not begun: each must begin after they asked, or its
@@ -46,16 +63,29 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    pub(crate) fn new(volume: VolumeId, meta: Rc<MetaClient>) -> Self {
+    pub(crate) fn new(
+        volume: VolumeId,
+        session: SessionId,
+        meta: Rc<MetaClient>,
+        size_bytes: u64,
+    ) -> Self {
         Self {
             volume,
+            session,
             meta,
+            size_bytes: Arc::new(AtomicU64::new(size_bytes)),
+            absent: RefCell::default(),
             routes: RefCell::default(),
             servers: RefCell::default(),
             waiting: RefCell::default(),
             looking: Cell::new(false),
             placing: RefCell::default(),
         }
+    }
+
+    /// The volume's size, as far as known.
+    pub(crate) fn size_bytes(&self) -> &Arc<AtomicU64> {
+        &self.size_bytes
     }
 
     /// What is known of a segment.
@@ -103,8 +133,39 @@ impl Map {
         Some(((server, shard), shards[shard]))
     }
 
-    /// Looks a segment up, by a call that begins after this one.
+    /// Follows the volume's records and its size until it is dropped.
+    pub(crate) async fn follow(self: Rc<Self>) {
+        let mut revision = 0;
+        loop {
+            if let Err(error) = self.follow_once(&mut revision).await {
+                tracing::debug!(volume = %self.volume, %error, "watch ended");
+            }
+            sleep(WATCH_PAUSE).await;
+        }
+    }
+
+    async fn follow_once(&self, revision: &mut u64) -> Result<(), MetaError> {
+        let filter = Some(rpc::watch_request::Filter::Volume(self.volume.0));
+        let request = rpc::WatchRequest { from_revision: *revision, filter };
+        let watch =
+            |mut meta: rpc::meta_client::MetaClient<_>| async move { meta.watch(request).await };
+        let mut news = self.meta.call(WATCH, watch).await?;
+        while let Some(news) = news.message().await.map_err(|status| MetaError::from(&status))? {
+            self.take(&news.segments, &news.servers);
+            // A node that lags may tell an older size; a volume only grows.
+            self.size_bytes.fetch_max(news.size_bytes, Ordering::Relaxed);
+            // One part of a larger answer has no revision.
+            *revision = news.revision.max(*revision);
+        }
+        Ok(())
+    }
+
+    /// Looks a segment up, by a call that begins after this one, unless a lease tells that it is absent.
     pub(crate) async fn refresh(self: &Rc<Self>, segment: u32, fresh: bool) -> Event {
+        let absent = || self.absent.borrow().contains(segment, boot_time());
+        if fresh && self.route(segment).is_none() && absent() {
+            return Event::Absent;
+        }
         let (sender, receiver) = oneshot::channel();
         self.waiting.borrow_mut().entry((segment, fresh)).or_default().push(sender);
         if !self.looking.replace(true) {
@@ -130,11 +191,16 @@ impl Map {
     }
 
     async fn look_up(&self, segment: u32, fresh: bool) -> Event {
+        if fresh { self.find(segment).await } else { self.list(segment).await }
+    }
+
+    /// From any node, perhaps out of date.
+    async fn list(&self, segment: u32) -> Event {
         let request = rpc::ListSegmentsRequest {
             volume: self.volume.0,
             first: segment,
             limit: 1,
-            linearizable: fresh,
+            linearizable: false,
         };
         let reply = self
             .meta
@@ -146,9 +212,35 @@ impl Map {
                 self.found(&reply.segments, segment)
             }
             // A node that lags behind may not know a new volume.
-            Err(error) if !fresh && error.code == MetaCode::NotFound => Event::MapUnavailable,
+            Err(error) if error.code == MetaCode::NotFound => Event::MapUnavailable,
             Err(error) => map_failure(&error),
         }
+    }
+
+    /// From the leader, linearizably.
+    async fn find(&self, segment: u32) -> Event {
+        let request = self.request(segment);
+        let asked = boot_time();
+        let found = self
+            .meta
+            .call(LOOKUP, |mut meta| async move { meta.find_segment(request).await })
+            .await;
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return map_failure(&error),
+        };
+        if let Some(record) = found.segment {
+            self.take(std::slice::from_ref(&record), &found.servers);
+            return self.found(&[record], segment);
+        }
+        let (end, lease_ms) = (found.absent_before, found.absent_ms);
+        self.absent.borrow_mut().learn(segment, end, asked, lease_ms);
+        Event::Absent
+    }
+
+    fn request(&self, segment: u32) -> rpc::SegmentRequest {
+        let (volume, session) = (self.volume.0, self.session.0);
+        rpc::SegmentRequest { volume, index: segment, session }
     }
 
     fn found(&self, segments: &[rpc::Segment], segment: u32) -> Event {
@@ -180,7 +272,7 @@ impl Map {
     }
 
     async fn ensure(&self, segment: u32) -> Event {
-        let request = rpc::SegmentRequest { volume: self.volume.0, index: segment, session: 0 };
+        let request = self.request(segment);
         let reply = self
             .meta
             .call(PLACE, |mut meta| async move { meta.ensure_segment(request).await })
@@ -201,6 +293,12 @@ impl Map {
         }
         self.found(&[placed], segment)
     }
+}
+
+/// Now, by `CLOCK_BOOTTIME`: a machine that was suspended must not believe in leases that ran out.
+fn boot_time() -> BootTime {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
 }
 
 fn answer(waiters: Vec<oneshot::Sender<Event>>, event: &Event) {

@@ -3,6 +3,7 @@
 //! A session lives on one thread, in a `LocalSet`. Futures do the waiting; what to do next with a
 //! request is decided by [`crate::retry`].
 
+mod absent;
 mod attach;
 mod links;
 mod map;

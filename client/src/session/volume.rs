@@ -1,6 +1,13 @@
 //! A volume as a block device, on the thread of its session.
 
-use std::{cell::RefCell, collections::BTreeMap, future::Future, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    future::Future,
+    rc::Rc,
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -53,6 +60,11 @@ impl LocalVolume {
         Ok(Self { session, unflushed: Rc::default() })
     }
 
+    /// The volume's size, which grows when the volume is resized.
+    pub(crate) fn size_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(self.session.map.size_bytes())
+    }
+
     /// Makes everything durable and gives the attachment back. The caller has waited for its
     /// operations.
     ///
@@ -67,7 +79,7 @@ impl LocalVolume {
     }
 
     async fn run(self, io: Io) -> Result<IoDone, BlockError> {
-        io.check(self.session.info)?;
+        io.check(self.session.info())?;
         let (op, (offset, len)) = (Op::of(&io), io.range().unwrap_or_default());
         let started = Instant::now();
         let closed = |_| BlockError::refused(Kind::Closed, offset, len);
@@ -288,7 +300,7 @@ fn worse(known: Option<BlockError>, new: BlockError) -> BlockError {
 
 impl LocalBlockDevice for LocalVolume {
     fn info(&self) -> DeviceInfo {
-        self.session.info
+        self.session.info()
     }
 
     fn submit(&self, io: Io) -> impl Future<Output = Result<IoDone, BlockError>> + 'static {

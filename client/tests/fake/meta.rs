@@ -7,10 +7,13 @@ use tidewater_proto::rpc::{
     meta_server::{Meta, MetaServer},
 };
 use tokio::{net::TcpListener, task::spawn_local};
-use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tokio_stream::{
+    Stream, StreamExt as _,
+    wrappers::{TcpListenerStream, WatchStream},
+};
 use tonic::{Request, Response, Status, transport::Server};
 
-use super::{Fake, SEGMENT_BYTES, SESSION, SIZE, VOLUME, World};
+use super::{Fake, SEGMENT_BYTES, SESSION, VOLUME, World};
 
 pub(super) async fn start(fake: Fake) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -27,7 +30,7 @@ fn volume(world: &World) -> rpc::Volume {
     rpc::Volume {
         id: VOLUME.0,
         name: "vol".to_owned(),
-        size_bytes: SIZE,
+        size_bytes: world.size,
         replicas: 2,
         durability: world.durability.into(),
         token: world.token.0,
@@ -108,9 +111,8 @@ meta! {
         report_deleted(ReportDeletedRequest) -> Empty;
         report_copies(ReportCopiesRequest) -> Empty;
         finish_restore(FinishRestoreRequest) -> Empty;
-        get_attachment(AttachmentRequest) -> Attachment;
-        find_segment(SegmentRequest) -> FindSegmentReply;
         create_volume(CreateVolumeRequest) -> Volume;
+        list_volumes(ListVolumesRequest) -> ListVolumesReply;
         get_volume(GetVolumeRequest) -> Volume;
         resize_volume(ResizeVolumeRequest) -> Volume;
         rename_volume(RenameVolumeRequest) -> Volume;
@@ -130,7 +132,19 @@ meta! {
         &self,
         _: Request<rpc::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("not needed here"))
+        let fake = self.clone();
+        let news = WatchStream::new(self.news.subscribe());
+        Ok(Response::new(Box::pin(news.map(move |revision| {
+            let world = fake.world();
+            Ok(rpc::WatchReply {
+                revision,
+                full: true,
+                segments: world.segments.keys().filter_map(|i| segment(&world, *i)).collect(),
+                servers: servers(&world),
+                size_bytes: world.size,
+                ..rpc::WatchReply::default()
+            })
+        }))))
     }
 
     async fn status(
@@ -163,12 +177,34 @@ meta! {
         Ok(Response::new(rpc::Empty {}))
     }
 
-    async fn list_volumes(
+    async fn get_attachment(
         &self,
-        _: Request<rpc::ListVolumesRequest>,
-    ) -> Result<Response<rpc::ListVolumesReply>, Status> {
+        request: Request<rpc::AttachmentRequest>,
+    ) -> Result<Response<rpc::Attachment>, Status> {
         let world = self.called()?;
-        Ok(Response::new(rpc::ListVolumesReply { volumes: vec![volume(&world)] }))
+        assert_eq!(request.into_inner().session, SESSION.0);
+        if !world.attached {
+            return Err(Status::not_found("the attachment has ended"));
+        }
+        Ok(Response::new(attachment(&world)))
+    }
+
+    async fn find_segment(
+        &self,
+        request: Request<rpc::SegmentRequest>,
+    ) -> Result<Response<rpc::FindSegmentReply>, Status> {
+        let world = self.called()?;
+        let rpc::SegmentRequest { index, session, .. } = request.into_inner();
+        assert_eq!(session, SESSION.0, "who asks may hold a lease");
+        if let Some(segment) = segment(&world, index) {
+            let (segment, servers) = (Some(segment), servers(&world));
+            let found = rpc::FindSegmentReply { segment, servers, ..Default::default() };
+            return Ok(Response::new(found));
+        }
+        let absent_before = world.segments.range(index..).next().map_or(u32::MAX, |(&i, _)| i);
+        let absent_ms = world.absent_ms;
+        let absent = rpc::FindSegmentReply { absent_before, absent_ms, ..Default::default() };
+        Ok(Response::new(absent))
     }
 
     async fn ensure_segment(

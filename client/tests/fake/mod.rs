@@ -16,7 +16,7 @@ use tidewater_proto::{
     record::Route,
     rpc,
 };
-use tokio::task::AbortHandle;
+use tokio::{sync::watch, task::AbortHandle};
 
 pub(crate) const SEGMENT_BYTES: u64 = 4 << 20;
 pub(crate) const SIZE: u64 = 16 << 20;
@@ -52,6 +52,9 @@ pub(crate) struct World {
     pub(crate) token: Token,
     pub(crate) attached: bool,
     pub(crate) durability: rpc::Durability,
+    pub(crate) size: u64,
+    /// How long a reader may believe that a segment is not placed, milliseconds.
+    pub(crate) absent_ms: u32,
     /// Treatment of the next requests, in order.
     pub(crate) mischief: Vec<Mischief>,
     pub(crate) meta_down: bool,
@@ -66,6 +69,8 @@ pub(crate) struct World {
 #[derive(Clone)]
 pub(crate) struct Fake {
     world: Arc<Mutex<World>>,
+    /// Moves when watches have something to tell.
+    news: watch::Sender<u64>,
     pub(crate) meta: String,
 }
 
@@ -80,6 +85,8 @@ impl Fake {
             token: Token(5),
             attached: true,
             durability: rpc::Durability::Sync,
+            size: SIZE,
+            absent_ms: 0,
             mischief: Vec::new(),
             meta_down: false,
             meta_calls: 0,
@@ -88,7 +95,7 @@ impl Fake {
             tasks: BTreeMap::new(),
             dead: BTreeSet::new(),
         }));
-        let mut fake = Self { world, meta: String::new() };
+        let mut fake = Self { world, news: watch::Sender::new(1), meta: String::new() };
         fake.meta = meta::start(fake.clone()).await;
         for id in [A, B] {
             server::start(fake.clone(), id).await;
@@ -98,6 +105,11 @@ impl Fake {
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has watches tell what the world is like now.
+    pub(crate) fn announce(&self) {
+        self.news.send_modify(|revision| *revision += 1);
     }
 
     pub(crate) async fn open(&self, options: Open) -> Volume {

@@ -15,7 +15,11 @@ pub(crate) const READ: u16 = 0;
 pub(crate) const WRITE: u16 = 1;
 
 /// A client after `GO`, without structured replies and ignorant of block sizes.
-pub(crate) struct Client(pub(crate) TcpStream);
+pub(crate) struct Client {
+    pub(crate) socket: TcpStream,
+    /// As told at the handshake.
+    pub(crate) size_bytes: u64,
+}
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
@@ -31,7 +35,9 @@ impl Client {
         // Greeting, one information about the export, acknowledgement.
         let mut answer = [0; 18 + 32 + 20];
         socket.read_exact(&mut answer).await.expect("an answer");
-        Self(socket)
+        // The information: a header of 20 bytes, its kind, the size, flags.
+        let size_bytes = answer[18 + 22..18 + 30].try_into().expect("eight bytes");
+        Self { socket, size_bytes: u64::from_be_bytes(size_bytes) }
     }
 
     pub(crate) async fn send(
@@ -50,16 +56,19 @@ impl Client {
         out.put_u64(offset);
         out.put_u32(len);
         out.put_slice(data);
-        self.0.write_all(&out).await.expect("writes");
+        self.socket.write_all(&out).await.expect("writes");
     }
 
     /// Cookie of the next reply, which must be a success with `len` bytes of data.
     pub(crate) async fn reply(&mut self, len: usize) -> (u64, Bytes) {
         let mut header = [0; 16];
-        timeout(DEADLINE, self.0.read_exact(&mut header)).await.expect("in time").expect("a reply");
+        timeout(DEADLINE, self.socket.read_exact(&mut header))
+            .await
+            .expect("in time")
+            .expect("a reply");
         assert_eq!(header[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
         let mut data = vec![0; len];
-        self.0.read_exact(&mut data).await.expect("data");
+        self.socket.read_exact(&mut data).await.expect("data");
         (u64::from_be_bytes(header[8..].try_into().expect("eight bytes")), data.into())
     }
 
