@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tidewater_proto::rpc::Topology;
 
-use crate::{replica::Timing, store::StoreConfig};
+use crate::{replica::Timing, shard::RebuildRate, store::StoreConfig};
 
 /// Configuration of one chunkserver, validated by who reads it from a file.
 #[derive(Clone, Debug)]
@@ -21,9 +21,6 @@ pub struct ChunkserverConfig {
     pub store: StoreConfig,
     /// Durations of the replication protocol; the same on every server.
     pub timing: Timing,
-    /// Rate at which copies are sent to learners, bytes a second, per shard.
-    pub rebuild_bytes_per_second: u64,
+    /// Rate at which learners are sent what they lack, per shard.
+    pub rebuild: RebuildRate,
 }
-
-/// Default of [`ChunkserverConfig::rebuild_bytes_per_second`].
-pub const REBUILD_BYTES_PER_SECOND: u64 = 200 << 20;

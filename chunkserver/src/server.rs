@@ -24,7 +24,10 @@ use crate::{
     clock::{BootClock, Clock as _},
     config::ChunkserverConfig,
     identity::{Folder, IdentityError, Membership},
-    shard::{self, Hearing, ShardCommand, ShardCounters, ShardReport, ShardStart},
+    shard::{
+        self, Commands, Full, Hearing, REPORTS_MAX, ShardCommand, ShardCounters, ShardReport,
+        ShardStart,
+    },
     store::{self, OpenError, ShardStore, Store},
 };
 
@@ -40,8 +43,6 @@ const REPORT_PATIENCE: Patience =
     Patience { per_try: Duration::from_secs(1), total: Duration::from_secs(3) };
 /// Pause before a registration or a watch is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// Reports carried in one call.
-const REPORTS_MAX: usize = 1_024;
 
 /// The server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -128,8 +129,8 @@ struct Server {
     registration: rpc::RegisterServerRequest,
     store: Arc<Store>,
     hearing: Arc<Hearing>,
-    commands: Vec<mpsc::UnboundedSender<ShardCommand>>,
-    reports: tokio::sync::Mutex<mpsc::UnboundedReceiver<ShardReport>>,
+    commands: Vec<Commands>,
+    reports: tokio::sync::Mutex<mpsc::Receiver<ShardReport>>,
     threads: std::sync::Mutex<Vec<std::thread::JoinHandle<io::Result<()>>>>,
     metrics: ServerMetrics,
     /// Its lock lasts as long as the server.
@@ -166,7 +167,7 @@ impl Server {
         registration.server = member.server.0;
         let identity = store::Identity { cluster: member.cluster.clone(), server: member.server };
         let store = Store::open(config.store.clone(), &identity)?;
-        let (to_server, reports) = mpsc::unbounded_channel();
+        let (to_server, reports) = mpsc::channel(REPORTS_MAX);
         let hearing = Arc::new(Hearing::default());
         let mut server = Self {
             id: member.server,
@@ -196,11 +197,11 @@ impl Server {
         config: &ChunkserverConfig,
         member: &Membership,
         run: RunId,
-        reports: &mpsc::UnboundedSender<ShardReport>,
+        reports: &mpsc::Sender<ShardReport>,
         shutdown: &CancellationToken,
     ) -> Result<(), ServerError> {
         let (store, recovered) = ShardStore::open(&self.store, index)?;
-        let (to_shard, commands) = mpsc::unbounded_channel();
+        let (to_shard, commands) = Commands::channel();
         let counters = Arc::new(ShardCounters::default());
         let thread = shard::start(ShardStart {
             index,
@@ -210,7 +211,7 @@ impl Server {
             cluster: member.cluster.clone(),
             segment_bytes: member.segment_bytes,
             timing: config.timing,
-            rebuild_bytes_per_second: config.rebuild_bytes_per_second,
+            rebuild: config.rebuild,
             listener,
             commands,
             reports: reports.clone(),
@@ -271,9 +272,11 @@ impl Server {
                         tracing::warn!(%error, "registration refused");
                     }
                 }
+                // Shards that cannot be told now are told with the next one: a heartbeat waits for no shard.
                 Ok(reply) if reply.servers != known => {
-                    self.tell_servers(&reply.servers);
-                    known = reply.servers;
+                    if self.tell_servers(&reply.servers).is_ok() {
+                        known = reply.servers;
+                    }
                 }
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "heartbeat not answered"),
@@ -281,23 +284,24 @@ impl Server {
         }
     }
 
-    fn tell_servers(&self, servers: &[rpc::ServerAddress]) {
+    fn tell_servers(&self, servers: &[rpc::ServerAddress]) -> Result<(), Full> {
         let servers: Result<Vec<ServerAddress>, Malformed> =
             servers.iter().map(TryFrom::try_from).collect();
         match servers {
             Ok(servers) => {
                 for shard in &self.commands {
-                    tell(shard, ShardCommand::Servers(servers.clone()));
+                    shard.try_tell(ShardCommand::Servers(servers.clone()))?;
                 }
             }
             Err(error) => tracing::warn!(%error, "bad addresses"),
         }
+        Ok(())
     }
 
-    fn tell_record(&self, segment: &rpc::Segment) {
+    async fn tell_record(&self, segment: &rpc::Segment) {
         match SegmentRecord::try_from(segment) {
             Ok(record) => {
-                self.tell(record.segment, ShardCommand::Record(record));
+                self.tell(record.segment, ShardCommand::Record(record)).await;
             }
             Err(error) => tracing::warn!(%error, "bad record"),
         }
@@ -332,16 +336,17 @@ impl Server {
                 if let Some(full) = &mut known.full {
                     full.insert(id);
                 }
-                self.tell_record(segment);
+                self.tell_record(segment).await;
             }
             for copy in &reply.retired {
                 let segment = SegmentId { volume: VolumeId(copy.volume), index: copy.index };
-                self.tell(segment, ShardCommand::Retired(segment, ReplicaId(copy.replica)));
+                let retired = ShardCommand::Retired(segment, ReplicaId(copy.replica));
+                self.tell(segment, retired).await;
             }
             for gone in &reply.gone {
                 let segment = SegmentId { volume: VolumeId(gone.volume), index: gone.index };
                 known.named.remove(&segment);
-                self.tell(segment, ShardCommand::Gone(segment));
+                self.tell(segment, ShardCommand::Gone(segment)).await;
             }
             if reply.revision == 0 {
                 // One part of a larger answer.
@@ -350,7 +355,7 @@ impl Server {
             known.revision = reply.revision;
             if let Some(full) = known.full.take() {
                 for &segment in known.named.difference(&full) {
-                    self.tell(segment, ShardCommand::Gone(segment));
+                    self.tell(segment, ShardCommand::Gone(segment)).await;
                 }
                 known.named = full;
             }
@@ -358,8 +363,8 @@ impl Server {
         Ok(())
     }
 
-    fn tell(&self, segment: SegmentId, command: ShardCommand) {
-        tell(&self.commands[segment.shard(self.commands.len())], command);
+    async fn tell(&self, segment: SegmentId, command: ShardCommand) {
+        self.commands[segment.shard(self.commands.len())].tell(command).await;
     }
 
     /// Carries what the shards report to the metadata cluster. What is refused or lost is reported
@@ -444,20 +449,13 @@ impl Server {
             match call.await {
                 Ok(reply) => {
                     if let Some(segment) = reply.segment {
-                        self.tell_record(&segment);
+                        self.tell_record(&segment).await;
                     }
                 }
                 Err(error) => tracing::info!(%error, "set change not made"),
             }
         });
         futures::future::join_all(calls).await;
-    }
-}
-
-fn tell(shard: &mpsc::UnboundedSender<ShardCommand>, command: ShardCommand) {
-    // A shard that ended has said so through its thread.
-    if shard.send(command).is_err() {
-        tracing::debug!("shard is gone");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Encoding of data-plane messages: a [`Header`], a body, a payload.
 
+use std::collections::BTreeSet;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message as _;
 
@@ -109,6 +111,8 @@ const CHANGE_ACTIVATE: u32 = 0;
 const CHANGE_WRITE: u32 = 1;
 const CHANGE_ZERO: u32 = 2;
 const FLAG: u16 = 1;
+/// In a list of chunks: the chunk's image follows.
+const CHUNK_FOLLOWS: u32 = 1 << 31;
 /// Bytes of one lease message in a [`Frame::Leases`] body: kind, volume, segment, from, to, epoch, number.
 const LEASE_BYTES: usize = 48;
 
@@ -311,10 +315,12 @@ impl Encoder {
             FromPrimary::Fetch { from } => self.at(Position::default(), *from, kind::FETCH),
             FromPrimary::LeaseAsk { number } => self.lease(*number, kind::LEASE_ASK),
             FromPrimary::LeaseReturn { number } => self.lease(*number, kind::LEASE_RETURN),
-            FromPrimary::CopyBegin { at, have, live } => {
+            FromPrimary::CopyBegin { at, have, live, follow } => {
+                let follow: BTreeSet<_> = follow.iter().collect();
                 let mut body = BytesMut::with_capacity(live.len() * 4);
                 for chunk in live {
-                    body.put_u32_le(*chunk);
+                    let mark = if follow.contains(chunk) { CHUNK_FOLLOWS } else { 0 };
+                    body.put_u32_le(*chunk | mark);
                 }
                 self.body = body.freeze();
                 self.at(*at, *have, kind::COPY_BEGIN)
@@ -647,11 +653,7 @@ impl Decoder<'_> {
             kind::FETCH => FromPrimary::Fetch { from: self.commit() },
             kind::LEASE_ASK => FromPrimary::LeaseAsk { number },
             kind::LEASE_RETURN => FromPrimary::LeaseReturn { number },
-            kind::COPY_BEGIN => FromPrimary::CopyBegin {
-                at: self.position(),
-                have: self.commit(),
-                live: self.live()?,
-            },
+            kind::COPY_BEGIN => self.copy_begin()?,
             kind::COPY_CHUNK => self.copy_chunk()?,
             kind::COPY_END => {
                 FromPrimary::CopyEnd { at: self.position(), applied: self.applied()? }
@@ -691,11 +693,19 @@ impl Decoder<'_> {
         })
     }
 
-    fn live(&self) -> Result<Vec<u32>, FrameError> {
+    fn copy_begin(&self) -> Result<FromPrimary<Payload>, FrameError> {
         let (words, []) = self.body.as_chunks::<4>() else {
             return Err(self.malformed());
         };
-        Ok(words.iter().map(|w| u32::from_le_bytes(*w)).collect())
+        let words = || words.iter().map(|w| u32::from_le_bytes(*w));
+        Ok(FromPrimary::CopyBegin {
+            at: self.position(),
+            have: self.commit(),
+            live: words().map(|word| word & !CHUNK_FOLLOWS).collect(),
+            follow: words()
+                .filter_map(|w| Some(w ^ CHUNK_FOLLOWS).filter(|c| c < &CHUNK_FOLLOWS))
+                .collect(),
+        })
     }
 
     fn applied(&self) -> Result<Vec<AppliedSession>, FrameError> {

@@ -68,8 +68,9 @@ pub enum FromPrimary<P> {
         /// Number of the highest request given back.
         number: u64,
     },
-    /// A copy begins. Entries behind `at` follow as `Append`; chunks that changed since `have` follow
-    /// as `CopyChunk`; chunks not in `live` are dropped.
+    /// A copy begins. Entries behind `at` come as `Append`, the chunks in `follow` as `CopyChunk`; chunks
+    /// not in `live` are dropped. An entry that only changes chunks whose image is yet to be read comes
+    /// as [`Change::Activate`](crate::entry::Change::Activate): the image shows it.
     CopyBegin {
         /// The primary's commit point.
         at: Position,
@@ -77,6 +78,8 @@ pub enum FromPrimary<P> {
         have: Sequence,
         /// Chunks that hold data at the primary.
         live: Vec<u32>,
+        /// Those of them that changed since `have`.
+        follow: Vec<u32>,
     },
     /// One chunk.
     CopyChunk {

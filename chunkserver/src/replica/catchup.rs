@@ -1,11 +1,19 @@
 //! Catch-up of a learner that the log no longer reaches (rule 8): chunks that changed since its own copy
-//! ended, beside the log. The primary keeps the commit point it tells the learner at or below the one
-//! the chunks under way show, so that what the learner has applied is in every chunk it is sent.
+//! ended, beside the log.
+//!
+//! Each chunk is read once. Until it is, entries that change it are sent without their bytes: the image
+//! will show them. From then on they are sent whole, and the learner lays them over the image. So a
+//! learner never has to keep changes of a chunk that it does not have.
+//!
+//! That needs two things. Only committed entries are sent, for an image cannot be undone. And while a
+//! chunk is read, nothing is sent that was committed later: the learner has applied nothing that the
+//! image does not show. A read is short, because the turn for it is awaited before.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::collections::BTreeSet;
 
 use tidewater_proto::{
+    entry::{Change, Entry},
     ids::{Position, ReplicaId, Sequence},
     peer::{AppliedSession, FromPrimary, ToPrimary},
 };
@@ -15,7 +23,7 @@ use super::{
     serving::{Part, Peer},
 };
 
-/// Chunks read and sent before any of them is acknowledged.
+/// Chunks sent before any of them is acknowledged.
 const WINDOW: usize = 4;
 
 /// A copy under way, at the primary.
@@ -24,9 +32,11 @@ pub(super) struct CopyOut {
     /// Where the learner's own copy ended.
     have: Sequence,
     begun: bool,
-    /// Chunks still to be read, last first.
-    queue: Vec<u32>,
-    reading: BTreeSet<u32>,
+    /// Chunks still to be read.
+    queue: BTreeSet<u32>,
+    /// The next one is the first from here on, so that one that cannot be read holds up no other.
+    next: u32,
+    reading: Option<u32>,
     untaken: BTreeSet<u32>,
     /// Highest commit point the learner may hear of now.
     cap: Sequence,
@@ -34,12 +44,56 @@ pub(super) struct CopyOut {
 }
 
 impl CopyOut {
+    fn new(have: Sequence, commit: Sequence) -> Self {
+        Self {
+            have,
+            begun: false,
+            queue: BTreeSet::new(),
+            next: 0,
+            reading: None,
+            untaken: BTreeSet::new(),
+            cap: commit,
+            ending: None,
+        }
+    }
+
     pub(super) fn begun(&self) -> bool {
         self.begun
     }
 
     pub(super) fn cap(&self) -> Sequence {
         self.cap
+    }
+
+    /// How far the learner may be sent entries.
+    pub(super) fn reach(&mut self, commit: Sequence) -> Sequence {
+        if self.reading.is_none() {
+            self.cap = commit;
+        }
+        self.cap
+    }
+
+    /// An entry as the learner is sent it: without its bytes if images yet to be read show it.
+    pub(super) fn as_sent<P: Clone>(&self, entry: &Entry<P>) -> Entry<P> {
+        let shown = |chunk: u32| self.queue.contains(&chunk) || self.reading == Some(chunk);
+        match &entry.change {
+            Change::Write { extent, .. } if extent.chunks().all(shown) => Entry {
+                position: entry.position,
+                token: entry.token,
+                op: None,
+                lowest_open: 0,
+                change: Change::Activate,
+            },
+            Change::Write { .. } | Change::Zero { .. } | Change::Activate => entry.clone(),
+        }
+    }
+
+    fn pop(&mut self) -> Option<u32> {
+        let after = self.queue.range(self.next..).next();
+        let chunk = *after.or_else(|| self.queue.first())?;
+        self.queue.remove(&chunk);
+        self.next = chunk + 1;
+        Some(chunk)
     }
 }
 
@@ -48,6 +102,13 @@ impl<P: Clone> Replica<P> {
         match &mut self.role {
             Role::Serving(s) => s.peers.get_mut(&replica),
             Role::Idle | Role::Following(_) | Role::Activating(_) => None,
+        }
+    }
+
+    fn copy_mut(&mut self, learner: ReplicaId) -> Option<&mut CopyOut> {
+        match &mut self.peer_mut(learner)?.part {
+            Part::Copies(copy) => Some(copy),
+            Part::Member | Part::Probed | Part::Follows => None,
         }
     }
 
@@ -82,15 +143,8 @@ impl<P: Clone> Replica<P> {
             return;
         }
         (peer.received, peer.durable) = (Sequence(0), Sequence(0));
-        peer.part = Part::Copies(CopyOut {
-            have,
-            begun: false,
-            queue: Vec::new(),
-            reading: BTreeSet::new(),
-            untaken: BTreeSet::new(),
-            cap: commit,
-            ending: None,
-        });
+        peer.flow.broken();
+        peer.part = Part::Copies(CopyOut::new(have, commit));
         out.push(Effect::PlanCopy { learner });
     }
 
@@ -108,38 +162,62 @@ impl<P: Clone> Replica<P> {
             return;
         }
         let have = copy.have;
-        copy.begun = true;
-        copy.cap = commit;
+        (copy.begun, copy.cap) = (true, commit);
         copy.queue =
-            chunks.iter().rev().filter(|(_, changed)| *changed > have).map(|(c, _)| *c).collect();
+            chunks.iter().filter(|(_, changed)| *changed > have).map(|(c, _)| *c).collect();
         peer.sent = commit;
+        let follow = copy.queue.iter().copied().collect();
         let live = chunks.into_iter().map(|(chunk, _)| chunk).collect();
-        self.send(learner, FromPrimary::CopyBegin { at, have, live }, out);
-        self.push(learner, out);
+        self.send(learner, FromPrimary::CopyBegin { at, have, live, follow }, out);
         self.copy_progress(learner, out);
     }
 
-    /// Starts the next reads, or ends the copy when nothing is left.
-    fn copy_progress(&mut self, learner: ReplicaId, out: &mut Vec<Effect<P>>) {
-        let commit = self.commit;
-        let at = self.log.position(commit).unwrap_or(self.log.base());
+    /// Goes on with every copy under way.
+    pub(super) fn copies_progress(&mut self, out: &mut Vec<Effect<P>>) {
+        let Role::Serving(s) = &self.role else { return };
+        let copies = s.peers.iter().filter(|(_, p)| matches!(p.part, Part::Copies(_)));
+        let learners: Vec<_> = copies.map(|(&learner, _)| learner).collect();
+        for learner in learners {
+            self.copy_progress(learner, out);
+        }
+    }
+
+    /// Sends what is committed, then awaits the turn for the next chunk, or ends the copy when nothing is
+    /// left.
+    pub(super) fn copy_progress(&mut self, learner: ReplicaId, out: &mut Vec<Effect<P>>) {
+        self.push(learner, out);
+        let at = self.log.position(self.commit).unwrap_or(self.log.base());
         let applied = &self.applied;
         let Role::Serving(s) = &mut self.role else { return };
         let Some(peer) = s.peers.get_mut(&learner) else { return };
         let Part::Copies(copy) = &mut peer.part else { return };
-        if !copy.reading.is_empty() || copy.ending.is_some() {
+        // The learner's log must reach as far as the next image and the end show.
+        let lags = peer.sent < copy.cap;
+        if !copy.begun || copy.reading.is_some() || copy.ending.is_some() || lags {
             return;
         }
-        copy.cap = commit;
-        if copy.queue.is_empty() && copy.untaken.is_empty() {
+        if !copy.queue.is_empty() {
+            if copy.untaken.len() < WINDOW && peer.flow.wants_turn() {
+                out.push(Effect::AwaitTurn { learner });
+            }
+        } else if copy.untaken.is_empty() {
             copy.ending = Some(at);
             let message = FromPrimary::CopyEnd { at, applied: applied.save() };
             self.send(learner, message, out);
+        }
+    }
+
+    /// There is time for the next chunk.
+    pub(super) fn copy_next(&mut self, learner: ReplicaId, out: &mut Vec<Effect<P>>) {
+        self.push(learner, out);
+        let Some(peer) = self.peer_mut(learner) else { return };
+        let Part::Copies(copy) = &mut peer.part else { return };
+        // Where the learner lags, its next acknowledgement goes on.
+        if !copy.begun || copy.reading.is_some() || peer.sent < copy.cap {
             return;
         }
-        while copy.untaken.len() < WINDOW {
-            let Some(chunk) = copy.queue.pop() else { break };
-            copy.reading.insert(chunk);
+        if let Some(chunk) = copy.pop() {
+            copy.reading = Some(chunk);
             copy.untaken.insert(chunk);
             out.push(Effect::ReadChunk { learner, chunk });
         }
@@ -153,19 +231,28 @@ impl<P: Clone> Replica<P> {
         image: Option<P>,
         out: &mut Vec<Effect<P>>,
     ) {
-        let Some(peer) = self.peer_mut(learner) else { return };
-        let Part::Copies(copy) = &mut peer.part else { return };
-        if !copy.reading.remove(&chunk) {
+        let Some(copy) = self.copy_mut(learner).filter(|c| c.reading == Some(chunk)) else {
             return;
-        }
+        };
+        copy.reading = None;
         let at = copy.cap;
         self.send(learner, FromPrimary::CopyChunk { chunk, changed, at, image }, out);
         self.copy_progress(learner, out);
     }
 
+    /// The chunk is tried again later; the next tick goes on, so that one that stays unreadable is not
+    /// read over and over.
+    pub(super) fn copy_unread(&mut self, learner: ReplicaId, chunk: u32) {
+        if let Some(copy) = self.copy_mut(learner).filter(|c| c.reading == Some(chunk)) {
+            copy.reading = None;
+            copy.untaken.remove(&chunk);
+            copy.queue.insert(chunk);
+        }
+    }
+
     pub(super) fn copy_taken(&mut self, learner: ReplicaId, chunk: u32, out: &mut Vec<Effect<P>>) {
-        let Some(peer) = self.peer_mut(learner) else { return };
-        if let Part::Copies(copy) = &mut peer.part {
+        // One that is being read was not sent by this copy yet.
+        if let Some(copy) = self.copy_mut(learner).filter(|c| c.reading != Some(chunk)) {
             copy.untaken.remove(&chunk);
         }
         self.copy_progress(learner, out);
@@ -179,14 +266,16 @@ impl<P: Clone> Replica<P> {
         at: Position,
         out: &mut Vec<Effect<P>>,
     ) {
-        let (last, commit) = (self.log.last(), self.commit);
         let Some(peer) = self.peer_mut(learner) else { return };
         let whole = matches!(&peer.part, Part::Copies(copy) if copy.ending == Some(at));
         if !whole {
             return;
         }
         peer.part = Part::Follows;
+        let (sent, commit) = (peer.sent, self.commit);
+        let last = self.log.position(sent).unwrap_or(at);
         self.send(learner, FromPrimary::Commit { last, commit }, out);
+        self.push(learner, out);
         self.ask_leases(now, out);
     }
 
@@ -196,7 +285,7 @@ impl<P: Clone> Replica<P> {
         &mut self,
         at: Position,
         have: Sequence,
-        live: Vec<u32>,
+        (live, follow): (Vec<u32>, Vec<u32>),
         out: &mut Vec<Effect<P>>,
     ) {
         let own_end = self.copying.unwrap_or(self.commit);
@@ -206,14 +295,16 @@ impl<P: Clone> Replica<P> {
         let begun_before = self.copying.is_some() || have != self.commit;
         let own = (!begun_before).then(|| self.freeze_point());
         self.log.reset(at);
+        self.destaged = at;
         (self.commit, self.durable) = (at.sequence, at.sequence);
         self.copying = Some(have);
         self.copy_runs = true;
+        self.awaited = follow.iter().copied().collect();
         if let Role::Following(following) = &mut self.role {
             following.refused = false;
             following.matched = at.sequence;
         }
-        out.push(Effect::BeginCopy { at, have, live, own });
+        out.push(Effect::BeginCopy { at, have, live, follow, own });
     }
 
     pub(super) fn take_chunk(
@@ -224,12 +315,14 @@ impl<P: Clone> Replica<P> {
         image: Option<P>,
         out: &mut Vec<Effect<P>>,
     ) {
-        if self.copying.is_some() && self.copy_runs {
+        // An image that lacks what is applied here already comes late, from a connection before.
+        if self.copying.is_some() && self.copy_runs && self.commit <= at {
             out.push(Effect::TakeChunk { chunk, changed, at, image });
         }
     }
 
-    pub(super) fn chunk_taken(&self, chunk: u32, out: &mut Vec<Effect<P>>) {
+    pub(super) fn chunk_taken(&mut self, chunk: u32, out: &mut Vec<Effect<P>>) {
+        self.awaited.remove(&chunk);
         if let (Role::Following(following), true) = (&self.role, self.copying.is_some()) {
             self.send(following.primary, ToPrimary::CopyTaken { chunk }, out);
         }
@@ -241,7 +334,12 @@ impl<P: Clone> Replica<P> {
         applied: Vec<AppliedSession>,
         out: &mut Vec<Effect<P>>,
     ) {
-        if self.copying.is_none() || !self.copy_runs || !self.log.agrees(at) {
+        let fits = self.log.agrees(at) && self.commit <= at.sequence;
+        if self.copying.is_none() || !self.copy_runs || !fits {
+            return;
+        }
+        if !self.awaited.is_empty() {
+            self.refuse(out);
             return;
         }
         self.advance_commit(at.sequence, out);
@@ -253,6 +351,8 @@ impl<P: Clone> Replica<P> {
         if !self.copy_runs || self.copying.take().is_none() {
             return;
         }
+        // Some of the entries up to here came without their bytes: they must never be sent on.
+        self.destaged(at);
         if let Role::Following(following) = &self.role {
             self.send(following.primary, ToPrimary::CopyEnded { at }, out);
         }

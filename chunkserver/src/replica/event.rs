@@ -47,6 +47,11 @@ pub enum Event<P> {
     Tick,
     /// Everything up to here is in the chunks.
     Destaged(Position),
+    /// Answer to [`Effect::AwaitTurn`].
+    Turn {
+        /// For whom.
+        learner: ReplicaId,
+    },
     /// Answer to [`Effect::PlanCopy`]: live chunks and their last changes as of the commit point.
     CopyPlan {
         /// For whom.
@@ -64,6 +69,13 @@ pub enum Event<P> {
         changed: Sequence,
         /// Its content; none for a hole.
         image: Option<P>,
+    },
+    /// Answer to [`Effect::ReadChunk`]: it cannot be read now.
+    CopyUnread {
+        /// For whom.
+        learner: ReplicaId,
+        /// Chunk within the segment.
+        chunk: u32,
     },
     /// Answer to [`Effect::TakeChunk`]: durable.
     ChunkTaken(u32),
@@ -130,12 +142,19 @@ pub enum Effect<P> {
         /// Token durable; every write accepted with an older one is committed.
         token: Token,
     },
+    /// A piece of what a learner lacks could be sent, about a chunk; answered by [`Event::Turn`]
+    /// when there is time for it.
+    AwaitTurn {
+        /// For whom.
+        learner: ReplicaId,
+    },
     /// List the live chunks; answered by [`Event::CopyPlan`].
     PlanCopy {
         /// For whom.
         learner: ReplicaId,
     },
-    /// Read a chunk as it is applied now; answered by [`Event::CopyRead`].
+    /// Read a chunk as it is applied now, at once; answered by [`Event::CopyRead`] or
+    /// [`Event::CopyUnread`].
     ReadChunk {
         /// For whom.
         learner: ReplicaId,
@@ -151,6 +170,9 @@ pub enum Effect<P> {
         have: Sequence,
         /// The primary's chunks.
         live: Vec<u32>,
+        /// Those of them that come as images. All others are whole from the start, and what the log
+        /// changes in them may be destaged.
+        follow: Vec<u32>,
         /// The entry at `have` and the operations applied as of it; none if the copy was begun before
         /// and the disk knows.
         own: Option<(Position, Vec<AppliedSession>)>,

@@ -4,7 +4,7 @@
 use tidewater_proto::{
     entry::Entry,
     ids::{Position, ReplicaId, Sequence},
-    peer::{FromPrimary, ToPrimary},
+    peer::{FromPrimary, Room, ToPrimary},
     record::Durability,
 };
 
@@ -58,7 +58,9 @@ impl<P: Clone> Replica<P> {
                 following.asked = Some(number);
                 self.try_answer(now, out);
             }
-            FromPrimary::CopyBegin { at, have, live } => self.begin_copy(at, have, live, out),
+            FromPrimary::CopyBegin { at, have, live, follow } => {
+                self.begin_copy(at, have, (live, follow), out);
+            }
             FromPrimary::CopyChunk { chunk, changed, at, image } => {
                 self.take_chunk(chunk, changed, at, image, out);
             }
@@ -114,17 +116,27 @@ impl<P: Clone> Replica<P> {
     }
 
     /// Says once that what came does not fit; the primary starts again from there.
-    fn refuse(&mut self, out: &mut Vec<Effect<P>>) {
+    pub(super) fn refuse(&mut self, out: &mut Vec<Effect<P>>) {
         let Role::Following(following) = &mut self.role else { return };
         if std::mem::replace(&mut following.refused, true) {
             return;
         }
         let primary = following.primary;
+        if self.waits_for_space() {
+            self.acknowledge(out);
+            return;
+        }
         let message: ToPrimary<P> = match self.copying {
             Some(have) => ToPrimary::CopyAsk { have },
             None => ToPrimary::Mismatch { last: self.log.last(), commit: self.commit },
         };
         self.send(primary, message, out);
+    }
+
+    /// Whether this is a learner that would not take what it asked for.
+    fn waits_for_space(&self) -> bool {
+        let learns = |r: &super::RecordView| r.learners.contains(&self.id);
+        self.room == Room::NONE && self.record.as_ref().is_some_and(learns)
     }
 
     /// The log up to `sequence` is the primary's.

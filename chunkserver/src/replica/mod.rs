@@ -20,6 +20,7 @@ mod event;
 mod following;
 mod lease;
 mod log;
+mod pushing;
 mod requests;
 mod serving;
 mod space;
@@ -28,7 +29,7 @@ mod time;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use tidewater_proto::{
     entry::Entry,
@@ -140,6 +141,8 @@ pub struct Replica<P> {
     promised_durable: Epoch,
     token_durable: Token,
     log: Log<P>,
+    /// Everything up to here is in the chunks; the log may reach further back, for learners.
+    destaged: Position,
     /// Entries up to here are in the own journal.
     durable: Sequence,
     /// Commit point as far as known.
@@ -152,6 +155,8 @@ pub struct Replica<P> {
     copying: Option<Sequence>,
     /// The copy was begun in this run, so entries behind its start may be taken.
     copy_runs: bool,
+    /// Chunks of it whose images are not durable here yet.
+    awaited: BTreeSet<u32>,
     role: Role<P>,
     waiters: VecDeque<Waiter>,
     persists: u64,
@@ -216,6 +221,7 @@ impl<P: Clone> Replica<P> {
             promised_durable: found.promised,
             token_durable: found.token,
             log: Log::new(found.base, found.entries),
+            destaged: found.base,
             durable: Sequence(0),
             commit: found.base.sequence,
             room: Room::ANY,
@@ -223,6 +229,7 @@ impl<P: Clone> Replica<P> {
             granter: Granter::new(blocked_until),
             copying: found.copying,
             copy_runs: false,
+            awaited: BTreeSet::new(),
             role: Role::Idle,
             waiters: VecDeque::new(),
             persists: 0,
@@ -247,11 +254,13 @@ impl<P: Clone> Replica<P> {
             Event::Connected(peer) => self.connected(now, peer, out),
             Event::Refused(peer) => self.refused(now, peer),
             Event::Tick => self.tick(now, out),
-            Event::Destaged(base) => self.log.advance_base(base),
+            Event::Destaged(base) => self.destaged(base),
+            Event::Turn { learner } => self.turn(learner, out),
             Event::CopyPlan { learner, chunks } => self.copy_planned(learner, chunks, out),
             Event::CopyRead { learner, chunk, changed, image } => {
                 self.copy_read(learner, chunk, changed, image, out);
             }
+            Event::CopyUnread { learner, chunk } => self.copy_unread(learner, chunk),
             Event::ChunkTaken(chunk) => self.chunk_taken(chunk, out),
             Event::CopyEnded(at) => self.copy_ended(at, out),
         }

@@ -241,7 +241,7 @@ impl<P: Clone> Replica<P> {
         let entry = Entry { position, token: serving.token, op: Some(op), lowest_open, change };
         self.waiters.push_back(Waiter { at: position, id });
         self.append(entry, out);
-        self.push_all(out);
+        self.push_new(out);
         self.serving_progress(now, out);
     }
 

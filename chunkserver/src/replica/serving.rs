@@ -13,6 +13,7 @@ use super::{
     Effect, Reason, Replica, Role, Time,
     catchup::CopyOut,
     lease::Holder,
+    pushing::Flow,
     requests::{Held, Hold, ParkedRead},
     space::NewChunks,
 };
@@ -30,6 +31,8 @@ pub(super) struct Peer {
     pub(super) durable: Sequence,
     /// New chunks that may be under way to it behind `received`.
     pub(super) room: Room,
+    /// How much it is sent while it is a learner.
+    pub(super) flow: Flow,
     heard: Time,
     refused_since: Option<Time>,
 }
@@ -64,7 +67,7 @@ pub(super) struct Serving<P> {
     pub(super) adding: Option<ReplicaId>,
     proposed_at: Option<Time>,
     reported_at: Option<Time>,
-    probed_at: Time,
+    pub(super) probed_at: Time,
     pub(super) reads: Vec<ParkedRead>,
     pub(super) holds: Vec<Hold<P>>,
     pub(super) held: Vec<Held<P>>,
@@ -113,6 +116,7 @@ impl<P> Serving<P> {
             durable: Sequence(0),
             // One at a time until it has said more.
             room: Room(1),
+            flow: Flow::default(),
             heard,
             refused_since: None,
         };
@@ -177,6 +181,7 @@ impl<P: Clone> Replica<P> {
             self.promise(epoch, token, out);
         }
         self.ask_leases(now, out);
+        self.push_all(out);
         self.probe_learners(out);
         self.probe(now, out);
         self.serving_progress(now, out);
@@ -208,58 +213,6 @@ impl<P: Clone> Replica<P> {
             .collect();
         for granter in granters {
             self.send(granter, FromPrimary::LeaseAsk { number }, out);
-        }
-    }
-
-    /// Sends every peer the entries it was not sent yet.
-    pub(super) fn push_all(&mut self, out: &mut Vec<Effect<P>>) {
-        let Role::Serving(s) = &self.role else { return };
-        let peers: Vec<_> = s.peers.keys().copied().collect();
-        for peer in peers {
-            self.push(peer, out);
-        }
-    }
-
-    pub(super) fn push(&mut self, to: ReplicaId, out: &mut Vec<Effect<P>>) {
-        let last = self.log.last().sequence;
-        let commit = self.commit;
-        let Role::Serving(s) = &mut self.role else { return };
-        let Some(peer) = s.peers.get_mut(&to) else { return };
-        let commit = match &peer.part {
-            Part::Probed => return,
-            Part::Copies(copy) if !copy.begun() => return,
-            Part::Copies(copy) => copy.cap(),
-            Part::Member | Part::Follows => commit,
-        };
-        let Some(mut previous) = self.log.position(peer.sent) else {
-            // Out of the log's reach: only a learner can be, a member has all that is committed.
-            self.probe_again(to, out);
-            return;
-        };
-        peer.sent = last;
-        for entry in self.log.above(previous.sequence) {
-            let message = FromPrimary::Append { previous, entry: entry.clone(), commit };
-            self.send(to, message, out);
-            previous = entry.position;
-        }
-    }
-
-    /// Tells every peer where the log ends and what is committed.
-    fn probe(&mut self, now: Time, out: &mut Vec<Effect<P>>) {
-        let (last, commit) = (self.log.last(), self.commit);
-        let Role::Serving(s) = &mut self.role else { return };
-        s.probed_at = now;
-        let peers: Vec<_> = s.peers.iter().map(|(&r, p)| (r, p.part.clone())).collect();
-        for (peer, part) in peers {
-            match part {
-                Part::Member | Part::Follows | Part::Probed => {
-                    self.send(peer, FromPrimary::Commit { last, commit }, out);
-                }
-                Part::Copies(copy) if copy.begun() => {
-                    self.send(peer, FromPrimary::Commit { last, commit: copy.cap() }, out);
-                }
-                Part::Copies(_) => {}
-            }
         }
     }
 
@@ -338,17 +291,22 @@ impl<P: Clone> Replica<P> {
         let last = self.log.last().sequence;
         let Role::Serving(s) = &mut self.role else { return };
         let Some(peer) = s.peers.get_mut(&from) else { return };
+        peer.flow.received(received);
         if let Part::Copies(_) = peer.part {
+            // It is not whole, so what it has counts for nothing yet.
+            self.copy_progress(from, out);
             return;
         }
         if let Part::Probed = peer.part {
             // It holds the whole log as of the probe.
             peer.part = Part::Follows;
             peer.sent = received.min(last);
+            peer.flow.broken();
         }
         peer.received = peer.received.max(received.min(last));
         peer.durable = peer.durable.max(durable.min(last));
         self.push(from, out);
+        self.trim_log();
         self.serving_progress(now, out);
     }
 
@@ -365,6 +323,7 @@ impl<P: Clone> Replica<P> {
         let Role::Serving(s) = &mut self.role else { return };
         let Some(peer) = s.peers.get_mut(&from) else { return };
         let forgot = last.sequence < peer.durable || last.sequence < base;
+        peer.flow.broken();
         match peer.part {
             Part::Member if forgot => {
                 self.propose_lost(now, from, out);
@@ -402,6 +361,7 @@ impl<P: Clone> Replica<P> {
         if flush_mode {
             self.acknowledge_in_memory(in_memory, out);
         }
+        self.copies_progress(out);
         self.report_active(now, out);
         self.serve_reads(now, out);
         self.propose_promotion(now, out);
@@ -508,6 +468,8 @@ impl<P: Clone> Replica<P> {
             if let Role::Serving(s) = &mut self.role {
                 s.adding = Some(replica);
             }
+            // It is needed now, so it is sent all there is.
+            self.push(replica, out);
             let change = SetChange::Promote { replica };
             out.push(Effect::Propose { epoch, change, reason: Reason::CaughtUp });
         }
@@ -521,6 +483,7 @@ impl<P: Clone> Replica<P> {
                 // It may have been another process, with another idea of its space.
                 known.room = known.room.min(Room(1));
                 known.sent = known.durable.max(self.commit.min(known.sent));
+                known.flow.broken();
                 if let Part::Copies(_) = known.part {
                     known.part = Part::Probed;
                 }

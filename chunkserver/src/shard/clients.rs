@@ -35,6 +35,18 @@ fn payload_bytes(request: &Request<Payload>) -> usize {
     }
 }
 
+/// Bytes that a request writes or reads.
+fn moved_bytes(request: &Request<Payload>) -> u64 {
+    match &request.action {
+        Action::Read { extent } => extent.len(),
+        Action::Write { .. }
+        | Action::Compare { .. }
+        | Action::Zero { .. }
+        | Action::Flush { .. }
+        | Action::Extents { .. } => payload_bytes(request) as u64,
+    }
+}
+
 /// Where answers go.
 #[derive(Default)]
 pub(super) struct OpenRequests {
@@ -43,7 +55,8 @@ pub(super) struct OpenRequests {
 }
 
 impl OpenRequests {
-    pub(super) fn count(&self) -> usize {
+    /// Requests that are not answered yet.
+    pub(super) fn len(&self) -> usize {
         self.open.len()
     }
 }
@@ -79,6 +92,7 @@ impl Shard {
         self.open.last += 1;
         let ours = RequestId(self.open.last);
         self.open.open.insert(ours, Open { client: client.clone(), id, kind });
+        self.pace.client(moved_bytes(&request));
         if let Err(refusal) = self.check(&request) {
             self.reply(ours, Reply::Refused(refusal));
             return;

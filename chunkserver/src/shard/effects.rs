@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidewater_proto::{
-    entry::{Change, Payload},
+    entry::{Change, Entry, Payload},
     ids::{Position, ReplicaId, Sequence},
     peer::{AppliedSession, Refusal, Reply, Room},
 };
@@ -36,6 +36,7 @@ impl Shard {
             Effect::Send(envelope) => self.send_peer(envelope),
             Effect::Apply(entry) => {
                 self.zeroed |= matches!(entry.change, Change::Zero { .. });
+                self.note_whole(id, &entry);
                 self.store.apply(id, &entry);
             }
             Effect::Reply(request, reply) => self.reply(request, reply),
@@ -63,12 +64,14 @@ impl Shard {
                 let chunks = self.store.chunk_table(id);
                 self.step(id, Event::CopyPlan { learner, chunks });
             }
-            Effect::ReadChunk { learner, chunk } => {
-                self.pace.push(Wanted { replica: id, learner, chunk });
+            Effect::AwaitTurn { learner } => {
+                self.pace.push(Wanted { replica: id, learner });
                 self.turn.notify_one();
             }
-            Effect::BeginCopy { at, have, live, own } => {
-                self.begin_copy(id, have, own, Incoming { at, live: live.into_iter().collect() });
+            Effect::ReadChunk { learner, chunk } => self.read_chunk(id, learner, chunk),
+            Effect::BeginCopy { at, have, live, follow, own } => {
+                let (live, follow) = (live.into_iter().collect(), follow.into_iter().collect());
+                self.begin_copy(id, have, own, Incoming { at, live, follow });
             }
             Effect::TakeChunk { chunk, changed, at, image } => {
                 self.unplaced.push_back((id, ChunkImage { chunk, changed, at, image }));
@@ -119,6 +122,9 @@ impl Shard {
         own: Option<(Position, Vec<AppliedSession>)>,
         incoming: Incoming,
     ) {
+        let at = incoming.at.sequence;
+        let table = self.store.chunk_table(id).into_iter().map(|(chunk, _)| chunk);
+        let gone: Vec<u32> = table.filter(|chunk| !incoming.live.contains(chunk)).collect();
         if let Some(owned) = self.owned.get_mut(&id) {
             owned.incoming = Some(incoming);
         }
@@ -128,7 +134,23 @@ impl Shard {
             Some((at, applied)) => self.store.begin_copy_at(Freeze { replica: id, at, applied }),
             None => self.store.begin_copy(id, have),
         }
+        // What the primary has dropped must be gone before the stream writes there again.
+        for chunk in gone {
+            let tag = self.job(Job::Taken { replica: id, chunk });
+            let hole = ChunkImage { chunk, changed: at, at, image: None };
+            self.store.put_chunk(id, hole, tag);
+        }
         self.turn.notify_one();
+    }
+
+    /// Chunks that no image comes of are whole while a copy is filled: what is applied to them need not
+    /// wait in memory for the end.
+    fn note_whole(&mut self, id: ReplicaId, entry: &Entry<Payload>) {
+        let incoming = self.owned.get(&id).and_then(|owned| owned.incoming.as_ref());
+        let (Some(incoming), Some(extent)) = (incoming, entry.change.extent()) else { return };
+        for chunk in extent.chunks().filter(|chunk| !incoming.follow.contains(chunk)) {
+            self.store.mark_whole(id, chunk);
+        }
     }
 
     /// Stores the chunks that have come from primaries, as far as there is space for them.
@@ -152,30 +174,33 @@ impl Shard {
     /// Chunks that a copy which ends now has: those the primary had when it began, and those written
     /// since. What else lies here is from before, and the primary has dropped it.
     fn chunks_kept(&mut self, id: ReplicaId) -> Option<BTreeSet<u32>> {
-        let Incoming { at, live } = self.owned.get_mut(&id)?.incoming.take()?;
+        let Incoming { at, live, .. } = self.owned.get_mut(&id)?.incoming.take()?;
         let table = self.store.chunk_table(id);
         let since = table.iter().filter(|(_, changed)| *changed > at.sequence).map(|(c, _)| *c);
         Some(live.into_iter().chain(since).collect())
     }
 
-    /// Reads the chunks whose time has come for learners.
-    pub(super) fn read_chunks(&mut self) {
+    /// Lets learners have the turns whose time has come.
+    pub(super) fn give_turns(&mut self) {
         let now = self.now();
-        while let Some(Wanted { replica, learner, chunk }) = self.pace.take(now) {
-            let extent =
-                chunk_extent(chunk, self.segment_bytes).expect("a chunk lies in its segment");
-            let table = self.store.chunk_table(replica);
-            let changed = table.iter().find(|(c, _)| *c == chunk).map(|(_, s)| *s);
-            let Some(changed) = changed else {
-                let changed = self.owned.get(&replica).map(|o| o.replica.commit_point());
-                let changed = changed.unwrap_or_default();
-                self.step(replica, Event::CopyRead { learner, chunk, changed, image: None });
-                continue;
-            };
-            let tag = self.job(Job::Chunk { replica, learner, chunk, changed });
-            if let Some(image) = self.store.read(replica, extent, tag) {
-                self.read_done(tag, Ok(image));
-            }
+        while let Some(Wanted { replica, learner }) = self.pace.take(now) {
+            self.step(replica, Event::Turn { learner });
+        }
+    }
+
+    fn read_chunk(&mut self, replica: ReplicaId, learner: ReplicaId, chunk: u32) {
+        let extent = chunk_extent(chunk, self.segment_bytes).expect("a chunk lies in its segment");
+        let table = self.store.chunk_table(replica);
+        let changed = table.iter().find(|(c, _)| *c == chunk).map(|(_, s)| *s);
+        let Some(changed) = changed else {
+            let changed = self.owned.get(&replica).map(|o| o.replica.commit_point());
+            let changed = changed.unwrap_or_default();
+            self.step(replica, Event::CopyRead { learner, chunk, changed, image: None });
+            return;
+        };
+        let tag = self.job(Job::Chunk { replica, learner, chunk, changed });
+        if let Some(image) = self.store.read(replica, extent, tag) {
+            self.read_done(tag, Ok(image));
         }
     }
 
@@ -247,8 +272,7 @@ impl Shard {
             }
             (Some(Job::Chunk { replica, learner, chunk, .. }), Err(error)) => {
                 tracing::error!(%replica, chunk, %error, "cannot read a chunk for a learner");
-                // The copy starts again, and comes back to this chunk when it may be readable.
-                self.step(replica, Event::Connected(learner));
+                self.step(replica, Event::CopyUnread { learner, chunk });
             }
             (Some(Job::Taken { .. } | Job::Ended { .. }) | None, _) => {
                 debug_assert!(false, "a read answers a read");

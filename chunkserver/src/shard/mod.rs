@@ -6,11 +6,13 @@
 //! | `runtime` | the shard's thread, its tasks and its turn |
 //! | `replicas` | the copies it owns: made, configured, deleted |
 //! | `effects` | what a copy asks for, done |
+//! | `channels` | what the server tells a shard, and is told |
 //! | `clients` | requests of clients |
 //! | `peers` | links to the shards of other servers |
-//! | `pace` | how fast copies are sent to learners |
+//! | `pace` | how fast learners are sent what they lack |
 //! | `space` | how much can still be taken |
 
+mod channels;
 mod clients;
 mod effects;
 mod pace;
@@ -32,18 +34,21 @@ use tidewater_proto::{
     peer::{Request, Room},
     record::{SegmentRecord, ServerAddress, SetChange},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::{
     clock::BootClock,
     replica::{Reason, Replica, RequestId, Time, Timing},
     store::{ChunkImage, ShardStore, Ticket},
 };
+use channels::Reports;
 use clients::OpenRequests;
 use pace::Pace;
 use peers::Peers;
 use space::Space;
 
+pub(crate) use channels::{Commands, Full, REPORTS_MAX};
+pub use pace::RebuildRate;
 pub(crate) use peers::Hearing;
 
 pub(crate) use runtime::{ShardStart, start};
@@ -89,6 +94,8 @@ pub struct ShardCounters {
     pub primaries: std::sync::atomic::AtomicU64,
     /// Chunk bytes sent to learners.
     pub copied_bytes: std::sync::atomic::AtomicU64,
+    /// Bytes a second that learners may be sent now.
+    pub rebuild_rate: std::sync::atomic::AtomicU64,
     /// 1 if the shard is so low on space that it takes no new chunks.
     pub low_on_space: std::sync::atomic::AtomicU64,
 }
@@ -106,6 +113,8 @@ struct Owned {
 struct Incoming {
     at: tidewater_proto::ids::Position,
     live: BTreeSet<u32>,
+    /// Those whose image comes.
+    follow: BTreeSet<u32>,
 }
 
 /// A record in the journal's hands: its ticket, whose it is, and the copy's own count of it.
@@ -141,7 +150,7 @@ struct Shard {
     jobs: BTreeMap<u64, Job>,
     next_job: u64,
     pace: Pace,
-    reports: mpsc::UnboundedSender<ShardReport>,
+    reports: Reports,
     /// Woken when something is to be done at the end of this turn of the loop.
     turn: Rc<Notify>,
     /// The shard itself, for the tasks it starts.
@@ -190,10 +199,7 @@ impl Shard {
         self.next_job
     }
 
-    fn report(&self, report: ShardReport) {
-        // The server part outlives its shards; at shutdown nobody listens any more.
-        if self.reports.send(report).is_err() {
-            tracing::debug!("report after shutdown");
-        }
+    fn report(&mut self, report: ShardReport) {
+        self.reports.send(report);
     }
 }

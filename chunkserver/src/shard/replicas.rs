@@ -157,6 +157,9 @@ impl Shard {
             self.report_lost();
         }
         self.ticks += 1;
+        self.reports.retry();
+        self.pace.adjust(self.now(), self.open.len());
+        self.counters.rebuild_rate.store(self.pace.rate(), Relaxed);
         let ids: Vec<_> = self.owned.keys().copied().collect();
         for &id in &ids {
             self.step(id, Event::Tick);

@@ -27,8 +27,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Hearing, Shard, ShardCommand, ShardCounters, ShardReport, clients::OpenRequests, pace::Pace,
-    peers::Peers, space::Space,
+    Hearing, RebuildRate, Shard, ShardCommand, ShardCounters, ShardReport, channels::Reports,
+    clients::OpenRequests, pace::Pace, peers::Peers, space::Space,
 };
 use crate::{
     clock::BootClock,
@@ -52,10 +52,10 @@ pub(crate) struct ShardStart {
     pub(crate) cluster: String,
     pub(crate) segment_bytes: u64,
     pub(crate) timing: Timing,
-    pub(crate) rebuild_bytes_per_second: u64,
+    pub(crate) rebuild: RebuildRate,
     pub(crate) listener: std::net::TcpListener,
-    pub(crate) commands: mpsc::UnboundedReceiver<ShardCommand>,
-    pub(crate) reports: mpsc::UnboundedSender<ShardReport>,
+    pub(crate) commands: mpsc::Receiver<ShardCommand>,
+    pub(crate) reports: mpsc::Sender<ShardReport>,
     pub(crate) hearing: Arc<Hearing>,
     pub(crate) counters: Arc<ShardCounters>,
     pub(crate) store: ShardStore,
@@ -100,8 +100,8 @@ async fn run(start: ShardStart) -> io::Result<()> {
             deleting: BTreeMap::new(),
             jobs: BTreeMap::new(),
             next_job: 0,
-            pace: Pace::new(start.rebuild_bytes_per_second),
-            reports: start.reports,
+            pace: Pace::new(start.rebuild),
+            reports: Reports::new(start.reports),
             turn: Rc::clone(&turn),
             me: me.clone(),
             hearing: start.hearing,
@@ -174,10 +174,10 @@ async fn tick(shard: &Rc<RefCell<Shard>>) {
 impl Shard {
     fn end_turn(&mut self) {
         self.tell_room();
-        self.read_chunks();
+        self.give_turns();
         self.send_leases();
         self.store.submit();
-        if self.open.count() == 1 {
+        if self.open.len() == 1 {
             self.store.submit_read();
             self.poll_store();
         }

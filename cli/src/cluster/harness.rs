@@ -123,6 +123,7 @@ impl Cluster {
                 shard_listen,
                 metrics_listen: Some(place.metrics),
                 rebuild_bytes_per_second: None,
+                rebuild_bytes_per_second_min: None,
                 topology: TopologyFile {
                     region: "local".to_owned(),
                     zone: "z1".to_owned(),

@@ -25,10 +25,14 @@ pub(crate) struct ChunkserverFile {
     /// Serve Prometheus metrics here
     #[arg(long)]
     pub(crate) metrics_listen: Option<SocketAddr>,
-    /// Rate at which a copy is made up for, a shard, a second (default 200MiB)
+    /// Rate at which a copy is made up for while clients are idle, a shard, a second (default 200MiB)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rebuild_bytes_per_second: Option<ByteSize>,
+    /// The same however busy clients are (default 20MiB)
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rebuild_bytes_per_second_min: Option<ByteSize>,
     /// Where the server is; copies of a segment are spread over these
     #[command(flatten)]
     pub(crate) topology: TopologyFile,
@@ -137,6 +141,9 @@ impl ChunkserverFile {
             rebuild_bytes_per_second: flags
                 .rebuild_bytes_per_second
                 .or(self.rebuild_bytes_per_second),
+            rebuild_bytes_per_second_min: flags
+                .rebuild_bytes_per_second_min
+                .or(self.rebuild_bytes_per_second_min),
             topology: self.topology.overridden(flags.topology),
             journal: self.journal,
             device: self.device,

@@ -8,8 +8,8 @@ use std::{
 
 use tidewater_chunkserver::{
     ChunkserverConfig, ServerMetrics,
-    config::REBUILD_BYTES_PER_SECOND,
     replica::Timing,
+    shard::RebuildRate,
     store::{DeviceConfig, LimitsConfig, StoreConfig, device::Tier},
 };
 use tidewater_proto::rpc;
@@ -80,7 +80,7 @@ fn library_config(file: ChunkserverFile) -> Result<ChunkserverConfig, Failure> {
     for (i, device) in devices.into_iter().enumerate() {
         store.devices.push(library_device(device, i, &folder, &journal)?);
     }
-    let topology = file.topology;
+    let (topology, rebuild) = (file.topology, RebuildRate::default());
     Ok(ChunkserverConfig {
         meta: if file.meta.is_empty() { vec![DEFAULT_META.to_owned()] } else { file.meta },
         listen: file.listen.unwrap_or_else(|| DEFAULT_LISTEN.into()),
@@ -93,9 +93,10 @@ fn library_config(file: ChunkserverFile) -> Result<ChunkserverConfig, Failure> {
         },
         store,
         timing: Timing::default(),
-        rebuild_bytes_per_second: file
-            .rebuild_bytes_per_second
-            .map_or(REBUILD_BYTES_PER_SECOND, |rate| rate.0),
+        rebuild: RebuildRate {
+            limit: file.rebuild_bytes_per_second.map_or(rebuild.limit, |rate| rate.0),
+            floor: file.rebuild_bytes_per_second_min.map_or(rebuild.floor, |rate| rate.0),
+        },
     })
 }
 
@@ -151,6 +152,12 @@ fn text(metrics: Option<&ServerMetrics>) -> String {
         Kind::Counter,
         "Chunk bytes sent to copies that catch up.",
         sum(|s| s.copied_bytes.load(Ordering::Relaxed)),
+    );
+    out.single(
+        "tidewater_rebuild_rate_bytes_per_second",
+        Kind::Gauge,
+        "Rate at which copies that catch up may be sent what they lack now.",
+        sum(|s| s.rebuild_rate.load(Ordering::Relaxed)),
     );
     out.single(
         "tidewater_shards_low_on_space",

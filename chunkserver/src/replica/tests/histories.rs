@@ -105,7 +105,7 @@ impl State {
             }
             Step::Write(value, id) => {
                 self.budget.writes -= 1;
-                self.world.write(id, u64::from(value), value);
+                self.world.write(id, u64::from(value), value.into());
             }
             Step::ChangeEpoch(to, leaves) => {
                 self.budget.epoch_changes -= 1;

@@ -50,7 +50,7 @@ fn space_new_chunks_are_refused_while_a_member_is_low_and_all_else_goes_on() {
         world.request(A, 7, 1, Action::Write { extent: first_block(0), data: 7 });
         world.settle();
         assert!([4, 6, 7].iter().all(|id| is_done(&world, *id)), "{:?}", world.replies);
-        assert_eq!(world.answer(5), Some(&Answer::Value(Some(7))));
+        assert_eq!(world.answer(5), Some(&Answer::block(7)));
         told(&mut world, low, Room(1));
         write(&mut world, 8, 1);
         world.settle();

@@ -2,12 +2,11 @@
 //! hold in every state of it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Duration,
 };
 
 use tidewater_proto::{
-    entry::{Change, Entry},
     geometry::Extent,
     ids::{
         Epoch, OpId, Position, ReplicaId, Revision, RunId, SegmentId, Sequence, ServerId,
@@ -17,58 +16,10 @@ use tidewater_proto::{
     record::{Durability, Member, SegmentRecord, SetChange},
 };
 
-use super::super::{
-    Effect, Event, Persist, Replica, RequestId, Restored, Role, Time, Timing, applied::Applied,
+use super::{
+    super::{Effect, Event, Replica, RequestId, Restored, Role, Time, Timing, applied::Applied},
+    store::{Chunk, Disk, Shelf, Value},
 };
-
-pub(super) type Value = u8;
-
-/// What one copy has on disk, and what it has asked for that is not there yet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Disk {
-    promised: Epoch,
-    token: Token,
-    base: Position,
-    entries: Vec<Entry<Value>>,
-    commit: Sequence,
-    copying: Option<Sequence>,
-    queued: VecDeque<Persist<Value>>,
-    persisted: u64,
-}
-
-impl Disk {
-    fn empty() -> Self {
-        Self {
-            promised: Epoch(0),
-            token: Token(0),
-            base: Position::default(),
-            entries: Vec::new(),
-            commit: Sequence(0),
-            copying: None,
-            queued: VecDeque::new(),
-            persisted: 0,
-        }
-    }
-
-    fn write(&mut self, record: Persist<Value>) {
-        self.persisted += 1;
-        match record {
-            Persist::Promise { epoch, token } => {
-                (self.promised, self.token) = (self.promised.max(epoch), self.token.max(token));
-            }
-            Persist::Entry { entry, commit } => {
-                self.entries.retain(|e| e.position.sequence < entry.position.sequence);
-                self.entries.push(entry);
-                self.commit = self.commit.max(commit);
-            }
-        }
-    }
-
-    /// Whether the entry at `at` would be there after a crash now.
-    pub(super) fn has(&self, at: Position) -> bool {
-        at.sequence <= self.base.sequence || self.entries.iter().any(|e| e.position == at)
-    }
-}
 
 /// One copy's server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,10 +27,7 @@ pub(super) struct Node {
     pub(super) replica: Option<Replica<Value>>,
     pub(super) disk: Disk,
     run: RunId,
-    /// What is applied: the value of the one block, by the last entry.
-    pub(super) applied: Vec<(Position, Option<Value>)>,
-    /// Chunks that hold data.
-    pub(super) chunks: BTreeSet<u32>,
+    pub(super) shelf: Shelf,
 }
 
 /// Everything there is.
@@ -96,13 +44,22 @@ pub(super) struct World {
     pub(super) active: Vec<(ReplicaId, Epoch, Token)>,
     /// Exclusive attachments that have returned, by token.
     pub(super) fenced: Token,
+    /// Primaries that wait to send something bulky, and to whom.
+    pub(super) turns: VecDeque<(ReplicaId, ReplicaId)>,
+    /// Turns are given by the test alone.
+    pub(super) holds_turns: bool,
+    /// Chunks that cannot be read for learners now.
+    pub(super) unreadable: Vec<u32>,
+    /// Contents of the chunks that were read for learners; an image on its way is a place here.
+    images: Vec<BTreeMap<u32, Value>>,
 }
 
 /// A reply without what differs between equal histories.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Answer {
     Done(Position),
-    Value(Option<Value>),
+    /// By sector.
+    Read(Vec<Value>),
     Differs,
     Refused(Refused),
     Other,
@@ -153,6 +110,13 @@ fn member(replica: ReplicaId) -> Member {
     Member { replica, server: ServerId(replica.0), fresh: false }
 }
 
+impl Answer {
+    /// A block of one value.
+    pub(super) fn block(value: Value) -> Self {
+        Self::Read(vec![value; 8])
+    }
+}
+
 impl World {
     /// Copies that nobody has told anything yet.
     pub(super) fn new(members: &[ReplicaId]) -> Self {
@@ -182,6 +146,10 @@ impl World {
             proposals: Vec::new(),
             active: Vec::new(),
             fenced: Token(0),
+            turns: VecDeque::new(),
+            holds_turns: false,
+            unreadable: Vec::new(),
+            images: Vec::new(),
         };
         for &id in members {
             world.add(id);
@@ -200,13 +168,7 @@ impl World {
 
     pub(super) fn add(&mut self, id: ReplicaId) {
         let run = RunId(id.0 * 100);
-        let node = Node {
-            replica: None,
-            disk: Disk::empty(),
-            run,
-            applied: Vec::new(),
-            chunks: BTreeSet::new(),
-        };
+        let node = Node { replica: None, disk: Disk::empty(), run, shelf: Shelf::default() };
         self.nodes.insert(id, node);
         self.start(id);
     }
@@ -229,19 +191,20 @@ impl World {
 
     fn start(&mut self, id: ReplicaId) {
         let node = self.nodes.get_mut(&id).expect("known");
+        let (copying, base) = (node.disk.copying, node.disk.base);
         let restored = Restored {
             id,
             segment: segment(),
             promised: node.disk.promised,
             token: node.disk.token,
-            base: node.disk.base,
-            applied: Vec::new(),
-            entries: node.disk.entries.clone(),
-            commit: node.disk.commit,
-            copying: node.disk.copying,
+            base,
+            applied: node.disk.applied.clone(),
+            entries: if copying.is_some() { Vec::new() } else { node.disk.entries.clone() },
+            commit: if copying.is_some() { base.sequence } else { node.disk.commit },
+            copying,
         };
         node.disk.persisted = 0;
-        node.applied.clear();
+        node.shelf = Shelf::found(&node.disk);
         let (replica, effects) = Replica::restore(restored, node.run, timing(), self.now);
         node.replica = Some(replica);
         self.perform(id, effects);
@@ -289,23 +252,16 @@ impl World {
                     self.links.entry((id, envelope.to)).or_default().push_back(envelope);
                 }
             }
-            Effect::Apply(entry) => {
-                if let Change::Write { extent, .. } = &entry.change {
-                    node.chunks.extend(extent.chunks());
-                }
-                if let Some(value) = value_of(&entry.change) {
-                    node.applied.push((entry.position, value));
-                }
-            }
+            Effect::Apply(entry) => node.shelf.apply(&entry),
             Effect::Reply(request, reply) => self.replied(request, &reply),
-            Effect::Read(request, _) => {
-                let value = node.applied.last().and_then(|(_, v)| *v);
-                self.replies.push((request, Answer::Value(value)));
+            Effect::Read(request, extent) => {
+                let read = node.shelf.read(extent);
+                self.replies.push((request, Answer::Read(read)));
             }
             Effect::Extents(request, _) => self.replies.push((request, Answer::Other)),
-            Effect::Compare { id: request, expect, .. } => {
-                let value = node.applied.last().and_then(|(_, v)| *v);
-                self.step(id, Event::Compared { id: request, equal: value == Some(expect) });
+            Effect::Compare { id: request, extent, expect } => {
+                let equal = node.shelf.read(extent).iter().all(|value| *value == expect);
+                self.step(id, Event::Compared { id: request, equal });
             }
             Effect::Propose { epoch, change, .. } => {
                 if !self.proposals.contains(&(epoch, change)) {
@@ -314,33 +270,39 @@ impl World {
             }
             Effect::Active { epoch, token } => self.active.push((id, epoch, token)),
             Effect::PlanCopy { learner } => {
-                let changed = node.applied.last().map(|(at, _)| at.sequence);
-                let chunks = changed.map(|c| (0, c)).into_iter().collect();
+                let chunks = node.shelf.table();
                 self.step(id, Event::CopyPlan { learner, chunks });
             }
-            Effect::ReadChunk { learner, chunk } => {
-                let last = node.applied.last().copied();
-                let changed = last.map(|(at, _)| at.sequence).unwrap_or_default();
-                let image = last.and_then(|(_, v)| v);
-                self.step(id, Event::CopyRead { learner, chunk, changed, image });
+            Effect::AwaitTurn { learner } => self.turns.push_back((id, learner)),
+            Effect::ReadChunk { learner, chunk } => self.read_chunk(id, learner, chunk),
+            Effect::BeginCopy { at, have, live, follow, own } => {
+                node.shelf.begin_copy(&mut node.disk, (at, have), (live, follow), own);
             }
-            Effect::BeginCopy { at, have, .. } => {
-                node.disk.copying = Some(have);
-                node.disk.base = at;
-                node.disk.entries.clear();
-                node.disk.commit = at.sequence;
-            }
-            Effect::TakeChunk { chunk, changed, image, .. } => {
-                let at = Position { epoch: Epoch(0), sequence: changed };
-                node.applied.retain(|(p, _)| p.sequence > changed);
-                node.applied.insert(0, (at, image));
+            Effect::TakeChunk { chunk, changed, at, image } => {
+                let sectors = image.map(|i| self.images[i as usize].clone()).unwrap_or_default();
+                node.shelf.put(&mut node.disk, chunk, Chunk { changed, sectors }, at);
                 self.step(id, Event::ChunkTaken(chunk));
             }
-            Effect::EndCopy { at, .. } => {
-                node.disk.copying = None;
+            Effect::EndCopy { at, applied } => {
+                node.shelf.end_copy(&mut node.disk, at, applied);
                 self.step(id, Event::CopyEnded(at));
             }
         }
+    }
+
+    fn read_chunk(&mut self, id: ReplicaId, learner: ReplicaId, chunk: u32) {
+        if self.unreadable.contains(&chunk) {
+            self.step(id, Event::CopyUnread { learner, chunk });
+            return;
+        }
+        let (changed, image) = match self.nodes[&id].shelf.chunk(chunk) {
+            Some(Chunk { changed, sectors }) => {
+                self.images.push(sectors);
+                (changed, Some(self.images.len() as Value - 1))
+            }
+            None => (self.replica(id).commit_point(), None),
+        };
+        self.step(id, Event::CopyRead { learner, chunk, changed, image });
     }
 
     fn replied(&mut self, request: RequestId, reply: &Reply) {
@@ -430,12 +392,20 @@ impl World {
             for link in links {
                 busy |= self.deliver(link, 0);
             }
+            busy |= !self.holds_turns && self.give_turn();
             self.check();
             if !busy {
                 return;
             }
         }
         panic!("the world does not come to rest: {self:#?}");
+    }
+
+    /// Whoever waits longest may send something bulky.
+    pub(super) fn give_turn(&mut self) -> bool {
+        let Some((primary, learner)) = self.turns.pop_front() else { return false };
+        self.step(primary, Event::Turn { learner });
+        true
     }
 
     /// Time passes, seen by everyone.
@@ -492,8 +462,8 @@ impl World {
         let (Action::Write { extent, .. } | Action::Compare { extent, .. }) = action else {
             return Vec::new();
         };
-        let held = &self.nodes[&id].chunks;
-        extent.chunks().filter(|chunk| !held.contains(chunk)).collect()
+        let shelf = &self.nodes[&id].shelf;
+        extent.chunks().filter(|chunk| !shelf.holds(*chunk)).collect()
     }
 
     pub(super) fn write(&mut self, to: ReplicaId, number: u64, value: Value) {
@@ -641,24 +611,15 @@ impl World {
     }
 
     pub(super) fn destage(&mut self, id: ReplicaId) {
-        let (at, _) = self.replica(id).freeze_point();
-        let disk = &mut self.nodes.get_mut(&id).expect("known").disk;
-        disk.base = at;
-        disk.entries.retain(|e| e.position.sequence > at.sequence);
-        self.step(id, Event::Destaged(at));
+        let (at, applied) = self.replica(id).freeze_point();
+        let node = self.nodes.get_mut(&id).expect("known");
+        if node.shelf.freeze(&mut node.disk, at, applied) {
+            self.step(id, Event::Destaged(at));
+        }
     }
 
     pub(super) fn table(applied: Vec<AppliedSession>) -> Applied {
         Applied::load(applied)
-    }
-}
-
-#[allow(clippy::option_option)] // whether it changes the block, and whether to zeroes
-fn value_of(change: &Change<Value>) -> Option<Option<Value>> {
-    match change {
-        Change::Activate => None,
-        Change::Write { data, .. } => Some(Some(*data)),
-        Change::Zero { .. } => Some(None),
     }
 }
 
@@ -694,6 +655,7 @@ impl World {
             for id in ids {
                 self.persist_one(id);
             }
+            self.give_turn();
             for link in links {
                 if reached(self) {
                     return;

@@ -80,6 +80,15 @@ impl ShardStore {
         self.destager.give(Job::PutChunk { replica, chunk, changed, image, tag });
     }
 
+    /// The chunk has all that it should have, though no image of it came since the copy began: what is
+    /// applied to it may be destaged.
+    pub fn mark_whole(&mut self, replica: ReplicaId, chunk: u32) {
+        let copy = self.replicas.get_mut(&replica).and_then(|state| state.copy.as_mut());
+        if let Some(copy) = copy {
+            copy.put.insert(chunk);
+        }
+    }
+
     /// Ends a copy: all chunks have come, everything up to `at` has been applied, and `applied` is
     /// the table of operations as of `at`. `at` must not lie below an earlier [`freeze`](Self::freeze)
     /// point of the replica. Chunks not in `keep` are dropped. Takes effect with the next `freeze`, which
