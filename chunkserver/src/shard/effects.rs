@@ -230,7 +230,8 @@ impl Shard {
             Completion::Deleted { replica } => self.deleted(replica),
             Completion::Lost { replica } => self.lose(replica),
             Completion::DeviceFailed(failure) => {
-                tracing::error!(%failure, "storage is out of service");
+                let failure = &failure as &dyn std::error::Error;
+                tracing::error!(failure, "storage is out of service");
                 self.report(ShardReport::Failed);
             }
         }

@@ -10,7 +10,7 @@ pub const GROW_SLOTS: u32 = 64;
 
 /// The device is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("all {capacity} slots are in use")]
+#[error("no space: all {capacity} slots are in use")]
 pub struct NoSpace {
     /// Slots of the device.
     pub capacity: u32,
