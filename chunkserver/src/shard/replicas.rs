@@ -132,13 +132,12 @@ impl Shard {
 
     /// Asks for other primaries where this server's copy leads and is lost: nobody else would notice, for
     /// nobody asks a primary for its copy.
-    fn report_lost(&self) {
-        for (&segment, record) in &self.records {
-            let (replica, epoch) = (record.primary, record.epoch);
-            if self.has_lost(segment, replica) {
-                let (change, reason) = (SetChange::Lost { replica }, Reason::CopyLost);
-                self.report(ShardReport::Propose { segment, epoch, change, reason });
-            }
+    fn report_lost(&mut self) {
+        let primaries = self.records.values().map(|r| (r.segment, r.primary, r.epoch));
+        let lost: Vec<_> = primaries.filter(|&(s, replica, _)| self.has_lost(s, replica)).collect();
+        for (segment, replica, epoch) in lost {
+            let (change, reason) = (SetChange::Lost { replica }, Reason::CopyLost);
+            self.report(ShardReport::Propose { segment, epoch, change, reason });
         }
     }
 
