@@ -29,6 +29,8 @@ const THREADS: u64 = 4;
 const EVENTS: usize = 8000;
 /// A broken device does wrong at each of so many operations.
 const EVERY: u64 = 40;
+/// Wrong operations of a history: one alone may go unseen.
+const WRONGS: u64 = 20;
 
 /// What a device does wrong.
 #[derive(Clone, Copy, Debug)]
@@ -51,16 +53,37 @@ struct Broken {
     inner: MemDevice,
     wrong: Wrong,
     count: Arc<AtomicU64>,
+    /// Operations done wrong.
+    wrongs: Arc<AtomicU64>,
     /// What each write replaced, by offset.
     before: Arc<Mutex<BTreeMap<u64, Bytes>>>,
 }
 
 impl Broken {
     fn new(inner: MemDevice, wrong: Wrong) -> Self {
-        Self { inner, wrong, count: Arc::default(), before: Arc::default() }
+        let (count, wrongs, before) = (Arc::default(), Arc::default(), Arc::default());
+        Self { inner, wrong, count, wrongs, before }
+    }
+
+    /// Whether to do this one wrong, if that is what this device does wrong: each of so many, and each comparison that
+    /// should fail, for few do.
+    async fn is_time(&self, io: &Io) -> Result<bool, BlockError> {
+        let Io::CompareWrite { offset, expect, .. } = io else {
+            let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+            return Ok(count.is_multiple_of(EVERY));
+        };
+        let len = expect.len() as u32;
+        let found = self.inner.submit(Io::Read { offset: *offset, len }).await?;
+        Ok(!matches!(found, IoDone::Data(found) if found == *expect))
     }
 
     fn changed(&self, io: Io) -> Result<Io, IoDone> {
+        let fits = match self.wrong {
+            Wrong::Forgets | Wrong::Tears | Wrong::Misplaces => matches!(io, Io::Write { .. }),
+            Wrong::ReadsStale => matches!(io, Io::Read { .. }),
+            Wrong::DoesNotCompare => matches!(io, Io::CompareWrite { .. }),
+        };
+        self.wrongs.fetch_add(u64::from(fits), Ordering::Relaxed);
         match (self.wrong, io) {
             (Wrong::Forgets, Io::Write { .. }) => Err(IoDone::Done),
             (Wrong::Tears, Io::Write { offset, data, fua }) => {
@@ -97,8 +120,7 @@ impl BlockDevice for Broken {
                     device.before.lock().expect("no panic").insert(*offset, old);
                 }
             }
-            let count = device.count.fetch_add(1, Ordering::Relaxed) + 1;
-            let io = if count.is_multiple_of(EVERY) { device.changed(io) } else { Ok(io) };
+            let io = if device.is_time(&io).await? { device.changed(io) } else { Ok(io) };
             match io {
                 Ok(io) => device.inner.submit(io).await,
                 Err(done) => Ok(done),
@@ -107,8 +129,8 @@ impl BlockDevice for Broken {
     }
 }
 
-/// The registers workload on a device, with final reads.
-fn history(device: &(impl BlockDevice + Clone), mix: Mix) -> Vec<Event> {
+/// The registers workload on a device, with final reads; it goes on until `wrongs` have been done.
+fn history(device: &(impl BlockDevice + Clone), wrongs: &AtomicU64) -> Vec<Event> {
     let recorder = Recorder::new(tempfile::tempfile().expect("a temporary file"));
     let stop = AtomicBool::new(false);
     let scene =
@@ -116,6 +138,7 @@ fn history(device: &(impl BlockDevice + Clone), mix: Mix) -> Vec<Event> {
     let (layout, registers) = (Workload::Registers.layout(SEED), Workload::Registers.registers());
     std::thread::scope(|threads| {
         for number in 0..THREADS {
+            let mix = Mix::ALL;
             let worker = Worker { layout, registers, mix, span_max: 1, seed: SEED, number };
             let disk = Disk::new(device.clone()).expect("a runtime");
             let scene = &scene;
@@ -123,9 +146,10 @@ fn history(device: &(impl BlockDevice + Clone), mix: Mix) -> Vec<Event> {
                 worker.run(scene, &mut Device::new(disk, layout));
             });
         }
-        let enough = wait_until("operations", Duration::from_secs(30), || match recorder.len() {
-            len if len >= EVENTS => Ok(()),
-            len => Err(format!("{len} events")),
+        let enough = wait_until("operations", Duration::from_secs(30), || {
+            let (events, wrongs) = (recorder.len(), wrongs.load(Ordering::Relaxed));
+            let enough = events >= EVENTS && wrongs >= WRONGS;
+            if enough { Ok(()) } else { Err(format!("{events} events, {wrongs} wrong")) }
         });
         stop.store(true, Ordering::Relaxed);
         enough.expect("the workload goes on");
@@ -147,13 +171,13 @@ fn memory() -> MemDevice {
 
 #[test]
 fn a_sound_device_is_valid() {
-    let events = history(&memory(), Mix::ALL);
+    let events = history(&memory(), &AtomicU64::new(WRONGS));
     assert_eq!((linear(&events).rank(), durable(&events).rank()), (Rank::Valid, Rank::Valid));
 }
 
 #[test]
 fn a_device_that_hides_whether_it_did_something_is_never_invalid() {
-    let events = history(&FaultyDevice::new(memory(), 50), Mix::ALL);
+    let events = history(&FaultyDevice::new(memory(), 50), &AtomicU64::new(WRONGS));
     assert_eq!(linear(&events).rank(), Rank::Valid);
     assert_ne!(durable(&events).rank(), Rank::Invalid);
 }
@@ -163,7 +187,8 @@ fn a_broken_device_is_caught_whatever_it_does_wrong() {
     for wrong in
         [Wrong::Forgets, Wrong::Tears, Wrong::Misplaces, Wrong::ReadsStale, Wrong::DoesNotCompare]
     {
-        let events = history(&Broken::new(memory(), wrong), Mix::ALL);
+        let device = Broken::new(memory(), wrong);
+        let events = history(&device, &device.wrongs);
         assert_eq!(linear(&events).rank(), Rank::Invalid, "{wrong:?}");
     }
 }
