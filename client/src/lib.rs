@@ -7,6 +7,7 @@
 //! | `open`, `volume` | how a volume is opened, and its handle for any thread |
 //! | `session` | one attachment: segment map, connections, op ids, requests |
 //! | `retry`, `split` | pure: what to do next with a request; how an operation is cut |
+//! | `intake` | pure: room in receive buffers |
 //! | `error` | why an operation failed, and whether it happened |
 //! | [`nbd`] | pure: the NBD session, bytes in, requests and replies out |
 //! | [`gateway`] | serves block devices over NBD |
@@ -33,6 +34,7 @@ mod cluster;
 pub mod device;
 mod error;
 pub mod gateway;
+mod intake;
 pub mod nbd;
 mod open;
 mod retry;

@@ -26,6 +26,8 @@ const READ_BYTES: usize = 128 << 10;
 const SLICES: usize = 64;
 /// Congestion control: the one that Linux has had built in, without pacing, since 2.6.19.
 const CONGESTION: &str = "cubic";
+/// Room made for headers and bodies at once; one allocation is for many frames.
+const HEAD_BYTES: usize = 64 << 10;
 
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +67,12 @@ pub fn split(stream: TcpStream) -> Result<(FrameReader, FrameSender, Writer), Li
     let reader = FrameReader { socket: read, buffer: BytesMut::with_capacity(READ_BYTES) };
     let queue = Rc::new(Queue::default());
     Ok((reader, FrameSender { queue: Rc::clone(&queue) }, Writer { socket: write, queue }))
+}
+
+/// The writing end of a connected socket, and its task, for who reads the socket in a way of their own.
+pub fn writer(socket: OwnedWriteHalf) -> (FrameSender, Writer) {
+    let queue = Rc::new(Queue::default());
+    (FrameSender { queue: Rc::clone(&queue) }, Writer { socket, queue })
 }
 
 /// The reading end.
@@ -174,6 +182,9 @@ impl FrameSender {
         let mut state = self.queue.state.borrow_mut();
         if state.closed {
             return;
+        }
+        if state.head.capacity() == 0 {
+            state.head.reserve(HEAD_BYTES);
         }
         let before = state.head.len();
         let payload = frame::encode(frame, &mut state.head);

@@ -127,7 +127,8 @@ pub enum Io {
 /// Result of an operation that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IoDone {
-    /// Of a read.
+    /// Of a read. May be part of a larger buffer, which lives as long as this: who keeps small pieces
+    /// for long copies them.
     Data(Bytes),
     /// Of what changes data, and of a flush.
     Done,

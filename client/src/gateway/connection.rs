@@ -1,6 +1,6 @@
 //! One client: drives the session, runs its requests together, sends replies as they come.
 
-use std::{future::Future, io, pin::Pin, rc::Rc, time::Duration};
+use std::{future::Future, io, pin::pin, rc::Rc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -17,11 +17,10 @@ use super::{
 };
 use crate::{
     device::LocalBlockDevice,
+    intake::Intake,
     nbd::{Close, Request, Session, Step},
 };
 
-/// Bytes asked of the socket at once; many small requests fit.
-const READ_BYTES: usize = 128 << 10;
 /// Replies queued for a client that does not read them before its requests wait.
 const OUT_BYTES_MAX: usize = 4 << 20;
 
@@ -47,16 +46,27 @@ struct Finished {
     answer: Answer,
 }
 
-type Running = FuturesUnordered<Pin<Box<dyn Future<Output = Finished>>>>;
-
-struct Connection<R, W, D> {
+/// `F` runs one request: named by nobody, so that it needs no box of its own.
+struct Connection<R, W, D, F> {
     reader: R,
     writer: W,
     server: Rc<Server<D>>,
     session: Session,
+    intake: Intake,
     export: Option<usize>,
-    running: Running,
+    execute: fn(Rc<Server<D>>, usize, Request) -> F,
+    running: FuturesUnordered<F>,
     out: Outbox,
+}
+
+async fn execute<D: LocalBlockDevice>(
+    server: Rc<Server<D>>,
+    export: usize,
+    request: Request,
+) -> Finished {
+    let Request { cookie, cost_bytes, command } = request;
+    let answer = server.export(export).run(command).await;
+    Finished { cookie, cost_bytes, answer }
 }
 
 /// Serves one client until it leaves or `stop` is cancelled. Requests in flight at that time run on.
@@ -77,8 +87,10 @@ where
         writer,
         server,
         session,
+        intake: Intake::default(),
         export: None,
-        running: Running::new(),
+        execute: execute::<D>,
+        running: FuturesUnordered::new(),
         out: Outbox::default(),
     };
     let ended = match connection.run(&stop).await {
@@ -92,13 +104,15 @@ where
     ended
 }
 
-impl<R, W, D> Connection<R, W, D>
+impl<R, W, D, F> Connection<R, W, D, F>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
     D: LocalBlockDevice,
+    F: Future<Output = Finished> + 'static,
 {
     async fn run(&mut self, stop: &CancellationToken) -> io::Result<Ended> {
+        let mut stopped = pin!(stop.cancelled());
         loop {
             let missing = match self.take_requests() {
                 Next::Read(bytes) => Some(bytes),
@@ -106,7 +120,7 @@ where
                 Next::Close(why) => return Ok(Ended::Closed(why)),
             };
             if let Some(bytes) = missing {
-                self.session.input().reserve(bytes.max(READ_BYTES));
+                self.intake.make_room(self.session.input(), bytes);
             }
             tokio::select! {
                 biased;
@@ -120,7 +134,7 @@ where
                         return Ok(Ended::Left);
                     }
                 }
-                () = stop.cancelled() => return Ok(Ended::Stopping),
+                () = &mut stopped => return Ok(Ended::Stopping),
             }
         }
     }
@@ -141,14 +155,9 @@ where
     }
 
     fn start(&mut self, request: Request) {
-        let Request { cookie, cost_bytes, command } = request;
         let export = self.export.expect("a request comes after an export was opened");
-        let server = Rc::clone(&self.server);
-        server.metrics().request_started();
-        self.running.push(Box::pin(async move {
-            let answer = server.export(export).run(command).await;
-            Finished { cookie, cost_bytes, answer }
-        }));
+        self.server.metrics().request_started();
+        self.running.push((self.execute)(Rc::clone(&self.server), export, request));
     }
 
     /// What else has finished by now goes out in the same write.
@@ -224,5 +233,23 @@ fn queue<D: LocalBlockDevice>(
             tracing::warn!(%error, "request failed");
             out.put(|head| replies.put_error(head, cookie, errno(&error), &error.to_string()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::LocalVolume;
+
+    fn state_bytes<D, F>(_: fn(Rc<Server<D>>, usize, Request) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// It is moved when it is made, once for each call it is nested in.
+    #[test]
+    fn the_state_of_a_request_is_small() {
+        let bytes = state_bytes(execute::<LocalVolume>);
+        println!("{bytes} bytes");
+        assert!(bytes <= 2 << 10, "{bytes} bytes");
     }
 }

@@ -83,11 +83,16 @@ impl<D: LocalBlockDevice> Export<D> {
             }
             Command::Write { offset, data, fua } => self.write(offset, data, fua).await,
             Command::Flush => self.device.submit(Io::Flush).await.map(|_| Answer::Done),
-            Command::Trim { offset, len, fua } => self.trim(offset, u64::from(len), fua).await,
-            Command::WriteZeroes { offset, len, no_hole, fua } => {
-                self.zero(offset, u64::from(len), !no_hole, fua).await
+            // What is rare is boxed, so that the state of reads and writes is small.
+            Command::Trim { offset, len, fua } => {
+                Box::pin(self.trim(offset, u64::from(len), fua)).await
             }
-            Command::BlockStatus { offset, len, one } => self.status(offset, len, one).await,
+            Command::WriteZeroes { offset, len, no_hole, fua } => {
+                Box::pin(self.zero(offset, u64::from(len), !no_hole, fua)).await
+            }
+            Command::BlockStatus { offset, len, one } => {
+                Box::pin(self.status(offset, len, one)).await
+            }
             // A hint; there is nothing to warm up yet.
             Command::Cache { .. } => Ok(Answer::Done),
         };
@@ -109,7 +114,7 @@ impl<D: LocalBlockDevice> Export<D> {
         let len = data.len() as u64;
         let around = Around::new(offset, len);
         if !around.is_whole(offset, len) {
-            return self.write_partial(around, &data, fua).await;
+            return Box::pin(self.write_partial(around, &data, fua)).await;
         }
         let _held = self.lock.hold(Kind::Whole, offset..offset + len).await;
         self.device.submit(Io::Write { offset, data, fua }).await.map(|_| Answer::Done)

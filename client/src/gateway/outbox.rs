@@ -5,8 +5,10 @@ use std::{collections::VecDeque, io, io::IoSlice, pin::Pin, task::Poll};
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
-/// Slices of one vectored write.
-const SLICES: usize = 64;
+/// Slices of one vectored write: two a read.
+const SLICES: usize = 128;
+/// Room made for headers at once; one allocation is for many replies.
+const HEAD_BYTES: usize = 16 << 10;
 
 /// What is queued for one client.
 #[derive(Default)]
@@ -20,6 +22,9 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// Appends what `put` writes.
     pub(crate) fn put(&mut self, put: impl FnOnce(&mut BytesMut)) {
+        if self.head.capacity() == 0 {
+            self.head.reserve(HEAD_BYTES);
+        }
         let before = self.head.len();
         put(&mut self.head);
         self.bytes += self.head.len() - before;

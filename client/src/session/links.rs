@@ -12,17 +12,20 @@ use tidewater_proto::{
     frame::Frame,
     header::VERSION,
     ids::ServerId,
-    link::{self, FrameReader, FrameSender, LinkError},
+    link::{self, FrameSender, LinkError},
     rpc,
 };
 use tokio::{
-    net::TcpStream,
+    net::{TcpStream, tcp::OwnedReadHalf},
     sync::Notify,
     task::{AbortHandle, spawn_local},
     time::timeout,
 };
 
-use super::tries::{LinkId, Tries};
+use super::{
+    inlet::Inlet,
+    tries::{LinkId, Tries},
+};
 
 /// Time for a TCP connection and the exchange of hellos.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -88,6 +91,11 @@ impl Links {
         Self { hello, tries, table: RefCell::default(), next_id: Cell::new(1) }
     }
 
+    /// The connection to a shard that is up.
+    pub(crate) fn up(&self, key: ShardKey) -> Option<(LinkId, FrameSender)> {
+        self.table.borrow().get(&key)?.up()
+    }
+
     /// A connection to a shard; made, or waited for, if there is none. None if that failed.
     pub(crate) async fn get(
         self: &Rc<Self>,
@@ -128,8 +136,11 @@ impl Links {
         &self,
         server: ServerId,
         address: SocketAddr,
-    ) -> Result<(FrameReader, FrameSender, AbortHandle), ConnectError> {
-        let (mut reader, sender, writer) = link::split(TcpStream::connect(address).await?)?;
+    ) -> Result<(Inlet<OwnedReadHalf>, FrameSender, AbortHandle), ConnectError> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (read, write) = stream.into_split();
+        let (mut reader, (sender, writer)) = (Inlet::new(read), link::writer(write));
         let writer = spawn_local(async move {
             if let Err(error) = writer.run().await {
                 tracing::debug!(%server, %error, "connection lost while writing");
@@ -154,7 +165,7 @@ impl Links {
         self: &Rc<Self>,
         link: &Rc<Link>,
         key: ShardKey,
-        mut reader: FrameReader,
+        mut reader: Inlet<OwnedReadHalf>,
         sender: FrameSender,
         writer: AbortHandle,
     ) {
@@ -171,7 +182,11 @@ impl Links {
         *link.state.borrow_mut() = State::Up(up);
     }
 
-    async fn receive(&self, reader: &mut FrameReader, heard: &Cell<u64>) -> Result<(), LinkError> {
+    async fn receive(
+        &self,
+        reader: &mut Inlet<OwnedReadHalf>,
+        heard: &Cell<u64>,
+    ) -> Result<(), LinkError> {
         while let Some(frame) = reader.next().await? {
             heard.set(heard.get() + 1);
             match frame {

@@ -5,6 +5,7 @@
 
 mod absent;
 mod attach;
+mod inlet;
 mod links;
 mod map;
 mod part;

@@ -7,7 +7,7 @@ use tidewater_proto::{
     entry::Payload,
     frame::Frame,
     geometry::Extent,
-    ids::{Epoch, OpId, SegmentId, ServerId},
+    ids::{Epoch, OpId, SegmentId, ServerId, Token},
     peer::{Action as Ask, Refusal, Reply, Request},
 };
 use tokio::time::{Instant, sleep};
@@ -44,16 +44,17 @@ impl Drop for Number<'_> {
 impl Session {
     async fn open_number(&self) -> Number<'_> {
         loop {
-            let moved = self.window_moved.notified();
             let opened = self.window.borrow_mut().open();
-            match opened {
-                Some(number) => return Number { session: self, number },
-                None => moved.await,
+            if let Some(number) = opened {
+                return Number { session: self, number };
             }
+            self.window_moved.notified().await;
         }
     }
 
     /// Sends `ask` to the segment's primary, and again, until it is answered or fails for good.
+    ///
+    /// What is rare is boxed, so that the state of a request is small: it is moved as it is made.
     pub(crate) async fn run_part(
         self: &Rc<Self>,
         segment: u32,
@@ -62,20 +63,19 @@ impl Session {
     ) -> Result<PartDone, BlockError> {
         let deadline = Instant::now() + self.io_timeout;
         let number = self.open_number().await;
-        let segment_id = SegmentId { volume: self.volume, index: segment };
         let (mut retry, mut action) = Retry::new(class(&ask), self.map.route(segment));
+        let mut frame = self.frame(segment, number.number, ask);
         let mut answer = None;
         loop {
             let event = match &action {
                 Action::Send { server, epoch } => {
-                    let request = self.request(segment_id, *epoch, number.number, &ask);
-                    self.try_once(*server, request, &mut answer).await
+                    self.try_once(*server, *epoch, &mut frame, &mut answer).await
                 }
-                Action::RefreshMap { fresh } => self.map.refresh(segment, *fresh).await,
-                Action::Place => self.map.place(segment).await,
-                Action::CheckToken(token) => self.check_token(*token).await,
+                Action::RefreshMap { fresh } => Box::pin(self.map.refresh(segment, *fresh)).await,
+                Action::Place => Box::pin(self.map.place(segment)).await,
+                Action::CheckToken(token) => Box::pin(self.check_token(*token)).await,
                 Action::Pause { ms } => {
-                    sleep(Duration::from_millis(*ms)).await;
+                    Box::pin(sleep(Duration::from_millis(*ms))).await;
                     Event::Paused
                 }
                 Action::Finish(end) => {
@@ -83,7 +83,8 @@ impl Session {
                     return self.part_end(*end, answer, segment, extent, retry.tries());
                 }
             };
-            action = retry.step(event, rand::rng().random());
+            let jitter = if event == Event::Answered { 0 } else { rand::rng().random() };
+            action = retry.step(event, jitter);
             let over = !matches!(action, Action::Finish(_)) && Instant::now() >= deadline;
             if over {
                 action = retry.step(Event::Expired, 0);
@@ -91,33 +92,37 @@ impl Session {
         }
     }
 
-    fn request(
-        &self,
-        segment: SegmentId,
-        epoch: Epoch,
-        number: u64,
-        ask: &Ask<Payload>,
-    ) -> Request<Payload> {
-        Request {
-            segment,
-            epoch,
-            token: self.token.get(),
+    /// The request as sent; each try fills in what is its own.
+    fn frame(&self, segment: u32, number: u64, action: Ask<Payload>) -> Frame {
+        let request = Request {
+            segment: SegmentId { volume: self.volume, index: segment },
+            epoch: Epoch(0),
+            token: Token(0),
             op: OpId { session: self.id, number },
-            lowest_open: self.window.borrow().lowest_open(),
-            action: ask.clone(),
-        }
+            lowest_open: 0,
+            action,
+        };
+        Frame::Request { id: 0, request }
     }
 
     async fn try_once(
         self: &Rc<Self>,
         server: ServerId,
-        request: Request<Payload>,
+        epoch: Epoch,
+        frame: &mut Frame,
         answer: &mut Option<Reply>,
     ) -> Event {
+        let Frame::Request { id, request } = frame else {
+            unreachable!("a request is a request");
+        };
         let Some((key, address)) = self.map.shard(server, request.segment) else {
             return Event::ConnectionLost { sent: false };
         };
-        let Some((link, sender)) = self.links.get(key, address).await else {
+        let up = match self.links.up(key) {
+            Some(up) => Some(up),
+            None => Box::pin(self.links.get(key, address)).await,
+        };
+        let Some((link, sender)) = up else {
             return Event::ConnectionLost { sent: false };
         };
         let read = match &request.action {
@@ -129,7 +134,11 @@ impl Session {
             | Ask::Extents { .. } => None,
         };
         let sent = self.tries.start(link);
-        sender.send(&Frame::Request { id: sent.id(), request });
+        *id = sent.id();
+        request.epoch = epoch;
+        request.token = self.token.get();
+        request.lowest_open = self.window.borrow().lowest_open();
+        sender.send(frame);
         let reply = match sent.await {
             TryEnd::Reply(Reply::Refused(refusal)) => return self.refused(refusal),
             TryEnd::Reply(reply) => reply,

@@ -92,16 +92,26 @@ impl LocalVolume {
         result
     }
 
+    /// What is not one request is boxed, so that the state of one that is stays small.
     async fn start(&self, io: Io) -> Result<IoDone, BlockError> {
         match io {
-            Io::Read { offset, len } => self.read(offset, len).await,
-            Io::Write { offset, data, fua } => self.write(offset, data, fua).await,
+            Io::Read { offset, len } => match self.only_part(offset, u64::from(len)) {
+                Some(part) => self.read_part(part).await.map(IoDone::Data),
+                None => Box::pin(self.read_parts(offset, len)).await,
+            },
+            Io::Write { offset, data, fua } => match self.only_part(offset, data.len() as u64) {
+                Some(part) => self.write_part(part, data, fua).await.map(|()| IoDone::Done),
+                None => Box::pin(self.write_parts(offset, data, fua)).await,
+            },
             Io::WriteZeroes { offset, len, discard, fua } => {
-                self.zero(offset, len, discard, fua).await
+                Box::pin(self.zero(offset, len, discard, fua)).await
             }
-            Io::Flush => self.flush().await.map(|()| IoDone::Done),
-            Io::CompareWrite { offset, expect, data } => self.compare(offset, expect, data).await,
-            Io::Extents { offset, len } => self.extents(offset, len).await,
+            Io::Flush if self.unflushed.borrow().is_empty() => Ok(IoDone::Done),
+            Io::Flush => Box::pin(self.flush()).await.map(|()| IoDone::Done),
+            Io::CompareWrite { offset, expect, data } => {
+                Box::pin(self.compare(offset, expect, data)).await
+            }
+            Io::Extents { offset, len } => Box::pin(self.extents(offset, len)).await,
         }
     }
 
@@ -109,16 +119,16 @@ impl LocalVolume {
         parts(offset, len, self.session.segment_bytes, cut)
     }
 
-    async fn read(&self, offset: u64, len: u32) -> Result<IoDone, BlockError> {
-        let mut parts = self.parts(offset, u64::from(len), Cut::Chunks);
-        let first = parts.next().expect("a range has a part");
-        if first.extent.len() == u64::from(len) {
-            return self.read_part(first).await.map(IoDone::Data);
-        }
+    /// The range as one request, if it is one.
+    fn only_part(&self, offset: u64, len: u64) -> Option<Part> {
+        let first = self.parts(offset, len, Cut::Chunks).next().expect("a range has a part");
+        (first.extent.len() == len).then_some(first)
+    }
+
+    async fn read_parts(&self, offset: u64, len: u32) -> Result<IoDone, BlockError> {
+        let parts = self.parts(offset, u64::from(len), Cut::Chunks);
         let mut out = BytesMut::with_capacity(len as usize);
-        let mut pieces = stream::iter(std::iter::once(first).chain(parts))
-            .map(|part| self.read_part(part))
-            .buffered(PARTS_MAX);
+        let mut pieces = stream::iter(parts).map(|part| self.read_part(part)).buffered(PARTS_MAX);
         while let Some(piece) = pieces.try_next().await? {
             out.extend_from_slice(&piece);
         }
@@ -134,17 +144,11 @@ impl LocalVolume {
         }
     }
 
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<IoDone, BlockError> {
-        let mut parts = self.parts(offset, data.len() as u64, Cut::Chunks);
-        let first = parts.next().expect("a range has a part");
-        if first.extent.len() == data.len() as u64 {
-            self.write_part(first, data, fua).await?;
-            return Ok(IoDone::Done);
-        }
+    async fn write_parts(&self, offset: u64, data: Bytes, fua: bool) -> Result<IoDone, BlockError> {
+        let parts = self.parts(offset, data.len() as u64, Cut::Chunks);
         let slice =
             |part: Part| data.slice(part.at as usize..(part.at + part.extent.len()) as usize);
-        let all = std::iter::once(first).chain(parts);
-        self.all(all.map(|part| self.write_part(part, slice(part), fua))).await
+        self.all(parts.map(|part| self.write_part(part, slice(part), fua))).await
     }
 
     /// Runs every part to its end, whatever becomes of the others; the first error counts.
@@ -201,7 +205,7 @@ impl LocalVolume {
             return Ok(());
         }
         if fua {
-            let flushed = self.flush_segment(part.segment, at).await;
+            let flushed = Box::pin(self.flush_segment(part.segment, at)).await;
             return flushed.map_err(|error| BlockError { outcome: Outcome::Unknown, ..error });
         }
         let mut unflushed = self.unflushed.borrow_mut();
