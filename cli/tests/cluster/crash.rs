@@ -8,15 +8,15 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tidewater_cli::{
-    cluster::{Cluster, ClusterSpec, ExportSpec, wait_until},
+    cluster::wait_until,
     nbd_client::{NbdClient, NbdError},
 };
-use tidewater_proto::rpc;
+
+use crate::scene::{IO_LIMIT, Scene, VOLUME, three_servers};
 
 const ROUNDS: u32 = 20;
 const WRITERS: u64 = 4;
@@ -25,7 +25,6 @@ const BLOCK_BYTES: usize = 4096;
 const VOLUME_BYTES: u64 = 64 << 20;
 /// Acknowledged writes before the kill: the kill falls into the middle of more.
 const WRITES_PER_ROUND: u64 = 300;
-const IO_LIMIT: Duration = Duration::from_mins(1);
 
 /// What one writer knows of its blocks.
 #[derive(Clone)]
@@ -100,7 +99,7 @@ fn go(
 ) -> JoinHandle<Writer> {
     let count = Arc::clone(count);
     thread::spawn(move || {
-        let mut nbd = NbdClient::connect(server, "v", IO_LIMIT).expect("accepts");
+        let mut nbd = NbdClient::connect(server, VOLUME, IO_LIMIT).expect("accepts");
         writer.check(&mut nbd, round).expect("readable");
         writer.write_until_killed(&mut nbd, &count);
         writer
@@ -111,12 +110,8 @@ fn go(
 fn every_acknowledged_write_survives_twenty_kills_of_the_whole_cluster() {
     let seed: u64 = rand::random();
     eprintln!("seed {seed}");
-    let spec = ClusterSpec { segment_bytes: 16 << 20, chunkservers: 3, ..ClusterSpec::default() };
-    let mut cluster = Cluster::start(spec).expect("the cluster starts");
-    cluster.create_volume("v", VOLUME_BYTES, 3, rpc::Durability::Sync).expect("made");
-    let export = ExportSpec { take_over: true, ..ExportSpec::exclusive("v") };
-    let gateway = cluster.add_gateway(&[export]).expect("a gateway");
-    let server = cluster.address(gateway);
+    let mut scene = Scene::start(three_servers(16 << 20), VOLUME_BYTES);
+    let server = scene.server();
     let mut writers: Vec<_> = (0..WRITERS).map(|id| Writer::new(id, seed)).collect();
     for round in 0..ROUNDS {
         let count = Arc::new(AtomicU64::new(0));
@@ -130,11 +125,12 @@ fn every_acknowledged_write_survives_twenty_kills_of_the_whole_cluster() {
             some => Err(some.to_string()),
         })
         .unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}"));
-        cluster.kill_all().expect("killed");
+        scene.cluster.kill_all().expect("killed");
         writers.extend(running.into_iter().map(|w| w.join().expect("no check failed")));
-        cluster.start_all().unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}"));
+        let started = scene.cluster.start_all();
+        started.unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}"));
     }
-    let mut nbd = NbdClient::connect(server, "v", IO_LIMIT).expect("accepts");
+    let mut nbd = scene.nbd();
     for mut writer in writers {
         writer.check(&mut nbd, ROUNDS).expect("readable");
     }

@@ -1,14 +1,10 @@
 //! A volume of durability `flush`: what was flushed, or written with FUA, outlives everything.
 
-use std::time::Duration;
-
-use tidewater_cli::{
-    cluster::{Cluster, ClusterSpec, ExportSpec},
-    nbd_client::NbdClient,
-};
+use tidewater_cli::nbd_client::NbdClient;
 use tidewater_proto::rpc;
 
-const IO_LIMIT: Duration = Duration::from_mins(1);
+use crate::scene::{Scene, three_servers};
+
 const SEGMENT_BYTES: u64 = 16 << 20;
 const VOLUME_BYTES: u64 = 4 * SEGMENT_BYTES;
 /// Blocks written, spread over all segments.
@@ -26,14 +22,9 @@ fn read(nbd: &mut NbdClient, block: u64) -> Vec<u8> {
 
 #[test]
 fn what_was_flushed_on_a_flush_volume_survives_a_kill_of_the_whole_cluster() {
-    let spec =
-        ClusterSpec { segment_bytes: SEGMENT_BYTES, chunkservers: 3, ..ClusterSpec::default() };
-    let mut cluster = Cluster::start(spec).expect("the cluster starts");
-    cluster.create_volume("v", VOLUME_BYTES, 3, rpc::Durability::Flush).expect("made");
-    let export = ExportSpec { take_over: true, ..ExportSpec::exclusive("v") };
-    let gateway = cluster.add_gateway(&[export]).expect("a gateway");
-    let server = cluster.address(gateway);
-    let mut nbd = NbdClient::connect(server, "v", IO_LIMIT).expect("accepts");
+    let spec = three_servers(SEGMENT_BYTES);
+    let mut scene = Scene::with_durability(spec, VOLUME_BYTES, rpc::Durability::Flush);
+    let mut nbd = scene.nbd();
     for block in 0..BLOCKS {
         nbd.write(offset(block), &[block as u8 + 1; 4096], false).expect("written");
         assert_eq!(read(&mut nbd, block)[0], block as u8 + 1, "acknowledged, so readable");
@@ -42,9 +33,9 @@ fn what_was_flushed_on_a_flush_volume_survives_a_kill_of_the_whole_cluster() {
     nbd.write(offset(1), &[201; 4096], true).expect("written through");
     nbd.write(offset(2), &[202; 4096], false).expect("written");
 
-    cluster.kill_all().expect("killed");
-    cluster.start_all().expect("started");
-    let mut nbd = NbdClient::connect(server, "v", IO_LIMIT).expect("accepts");
+    scene.cluster.kill_all().expect("killed");
+    scene.cluster.start_all().expect("started");
+    let mut nbd = scene.nbd();
     for block in (0..BLOCKS).filter(|block| *block > 2) {
         assert_eq!(read(&mut nbd, block), [block as u8 + 1; 4096], "block {block} was flushed");
     }

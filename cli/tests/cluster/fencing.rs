@@ -7,16 +7,15 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use tidewater_cli::{
-    cluster::{Cluster, ClusterSpec, ExportSpec, wait_until},
+    cluster::wait_until,
     nbd_client::{NbdClient, NbdError},
 };
-use tidewater_proto::rpc;
 
-const IO_LIMIT: Duration = Duration::from_mins(1);
+use crate::scene::{IO_LIMIT, Scene, VOLUME, export, three_servers};
+
 const SEGMENT_BYTES: u64 = 16 << 20;
 const SEGMENTS: usize = 4;
 /// Acknowledged writes before the take-over: it falls into the middle of more.
@@ -40,7 +39,7 @@ fn content(version: u64) -> Vec<u8> {
 
 fn write_until_fenced(server: SocketAddr, count: Arc<AtomicU64>) -> JoinHandle<Fenced> {
     thread::spawn(move || {
-        let mut nbd = NbdClient::connect(server, "v", IO_LIMIT).expect("accepts");
+        let mut nbd = NbdClient::connect(server, VOLUME, IO_LIMIT).expect("accepts");
         let mut acked = [0; SEGMENTS];
         let mut version = 0;
         loop {
@@ -68,23 +67,17 @@ fn versions(nbd: &mut NbdClient) -> [u64; SEGMENTS] {
 
 #[test]
 fn take_over_fences_the_old_gateway_in_the_middle_of_its_writes() {
-    let spec =
-        ClusterSpec { segment_bytes: SEGMENT_BYTES, chunkservers: 3, ..ClusterSpec::default() };
-    let mut cluster = Cluster::start(spec).expect("the cluster starts");
-    let size = SEGMENT_BYTES * SEGMENTS as u64;
-    cluster.create_volume("v", size, 3, rpc::Durability::Sync).expect("made");
-    let old = cluster.add_gateway(&[ExportSpec::exclusive("v")]).expect("a gateway");
+    let mut scene = Scene::start(three_servers(SEGMENT_BYTES), SEGMENT_BYTES * SEGMENTS as u64);
     let count = Arc::new(AtomicU64::new(0));
-    let writer = write_until_fenced(cluster.address(old), Arc::clone(&count));
+    let writer = write_until_fenced(scene.server(), Arc::clone(&count));
     wait_until("writes", IO_LIMIT, || match count.load(Ordering::Relaxed) {
         enough if enough >= WRITES_BEFORE => Ok(()),
         some => Err(some.to_string()),
     })
     .expect("the old gateway writes");
 
-    let take_over = ExportSpec { take_over: true, ..ExportSpec::exclusive("v") };
-    let new = cluster.add_gateway(&[take_over]).expect("it takes over");
-    let mut nbd = NbdClient::connect(cluster.address(new), "v", IO_LIMIT).expect("accepts");
+    scene.gateway = scene.cluster.add_gateway(&[export()]).expect("it takes over");
+    let mut nbd = scene.nbd();
     let seen = versions(&mut nbd);
     let mut fenced = writer.join().expect("no write is torn");
     let is_fenced = |error: &NbdError| matches!(error, NbdError::Failed { errno: ESHUTDOWN });

@@ -2,10 +2,12 @@
 
 use std::{process::Stdio, time::Duration};
 
-use tidewater_cli::cluster::{Cluster, ClusterSpec, ExportSpec, Seat, wait_until};
-use tidewater_proto::rpc;
+use tidewater_cli::cluster::{Seat, wait_until};
 
-use crate::tool::{command, finish, have};
+use crate::{
+    scene::{Scene, four_servers},
+    tool::{command, finish, have},
+};
 
 const VOLUME_BYTES: u64 = 256 << 20;
 const FIO_LIMIT: Duration = Duration::from_mins(2);
@@ -15,18 +17,13 @@ fn fio_verifies_every_block_through_the_kill_and_restart_of_a_chunkserver() {
     if !have(&["fio"]) {
         return;
     }
-    let spec = ClusterSpec { segment_bytes: 32 << 20, ..ClusterSpec::default() };
-    let mut cluster = Cluster::start(spec).expect("the cluster starts");
-    let volume = cluster.create_volume("fio", VOLUME_BYTES, 3, rpc::Durability::Sync);
-    let volume = volume.expect("the volume is made").id;
-    let gateway = cluster.add_gateway(&[ExportSpec::exclusive("fio")]).expect("a gateway");
-    let uri = cluster.nbd_uri(gateway, "fio");
+    let mut scene = Scene::start(four_servers(32 << 20), VOLUME_BYTES);
     let mut fio = command(
         "fio",
         &[
             "--name=verify",
             "--ioengine=nbd",
-            &format!("--uri={uri}"),
+            &format!("--uri={}", scene.uri()),
             "--rw=randwrite",
             "--bs=4k-64k",
             "--iodepth=16",
@@ -41,14 +38,14 @@ fn fio_verifies_every_block_through_the_kill_and_restart_of_a_chunkserver() {
     .stdout(Stdio::null())
     .spawn()
     .expect("fio starts");
-    wait_until("fio to write", FIO_LIMIT, || match cluster.segments(volume) {
+    wait_until("fio to write", FIO_LIMIT, || match scene.cluster.segments(scene.volume) {
         Ok(segments) if segments.len() >= 4 => Ok(()),
         other => Err(format!("{:?} segments", other.map(|s| s.len()))),
     })
     .expect("fio writes");
     let victim = Seat::Chunkserver(0);
-    cluster.kill(victim).expect("killed");
-    cluster.restart(victim).expect("restarted");
+    scene.cluster.kill(victim).expect("killed");
+    scene.cluster.restart(victim).expect("restarted");
     let status = finish(&mut fio, "fio", FIO_LIMIT);
     assert!(status.success(), "fio: {status}");
 }

@@ -2,53 +2,23 @@
 
 use std::{process::Stdio, time::Duration};
 
-use tidewater_cli::cluster::{Cluster, ClusterSpec, ExportSpec, Seat, wait_until};
-use tidewater_proto::rpc;
+use tidewater_cli::cluster::wait_until;
 
-use crate::tool::{command, file, finish, have, run, source_tree};
+use crate::{
+    scene::{Scene, four_servers},
+    tool::{command, file, finish, have, run, source_tree},
+};
 
 const IMAGE_BYTES: u64 = 384 << 20;
 /// Copying the image takes seconds; failovers on the way some more.
 const COPY_LIMIT: Duration = Duration::from_mins(2);
-/// Redundancy is back some seconds after a restart.
-const HEAL_LIMIT: Duration = Duration::from_mins(1);
-
-struct Scene {
-    cluster: Cluster,
-    gateway: Seat,
-    volume: u64,
-    uri: String,
-}
-
-fn start() -> Scene {
-    let spec = ClusterSpec { segment_bytes: 32 << 20, ..ClusterSpec::default() };
-    let mut cluster = Cluster::start(spec).expect("the cluster starts");
-    let volume = cluster
-        .create_volume("image", IMAGE_BYTES, 3, rpc::Durability::Sync)
-        .expect("the volume is made")
-        .id;
-    let gateway = cluster.add_gateway(&[ExportSpec::exclusive("image")]).expect("a gateway");
-    let uri = cluster.nbd_uri(gateway, "image");
-    Scene { cluster, gateway, volume, uri }
-}
+const SEGMENT_BYTES: u64 = 32 << 20;
 
 fn make_image(path: &str) {
     let size = format!("{}K", IMAGE_BYTES >> 10);
     let tree = source_tree();
     let tree = tree.to_str().expect("UTF-8");
     run("mkfs.ext4", &["-q", "-F", "-b", "4096", "-i", "4096", "-d", tree, path, &size]);
-}
-
-/// The chunkserver that leads most segments of the volume.
-fn busiest(scene: &Scene) -> Option<Seat> {
-    let segments = scene.cluster.segments(scene.volume).ok()?;
-    let primaries = segments
-        .iter()
-        .filter_map(|s| s.members.iter().find(|m| m.replica == s.primary).map(|m| m.server));
-    let mut counts = std::collections::BTreeMap::<u64, usize>::new();
-    primaries.for_each(|server| *counts.entry(server).or_default() += 1);
-    let (&server, _) = counts.iter().max_by_key(|(_, count)| **count)?;
-    scene.cluster.seat_of(server).ok().flatten()
 }
 
 /// Runs a copy; once some segments are placed, kills the busiest chunkserver and then the meta leader
@@ -58,7 +28,8 @@ fn copy_under_kills(scene: &mut Scene, program: &str, args: &[&str]) {
     let victim = wait_until("a primary to kill", COPY_LIMIT, || {
         let ended = copy.try_wait().expect("it can be asked");
         assert!(ended.is_none(), "{program} ended: {ended:?}");
-        busiest(scene).ok_or_else(|| "no segment is placed".to_owned())
+        let busiest = scene.cluster.busiest(scene.volume).map_err(|e| e.to_string())?;
+        busiest.ok_or_else(|| "no segment is placed".to_owned())
     })
     .expect("the copy writes");
     scene.cluster.kill(victim).expect("killed");
@@ -69,13 +40,13 @@ fn copy_under_kills(scene: &mut Scene, program: &str, args: &[&str]) {
     scene.cluster.restart(leader).expect("restarted");
     let status = finish(&mut copy, program, COPY_LIMIT);
     assert!(status.success(), "{program}: {status}");
-    scene.cluster.await_full_redundancy(scene.volume, HEAL_LIMIT).expect("whole again");
+    scene.await_full_redundancy();
 }
 
 fn come_back(scene: &Scene, image: &str) {
-    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", image, &scene.uri]);
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", image, &scene.uri()]);
     let back = file(scene.cluster.folder(), "back.img");
-    run("nbdcopy", &[&scene.uri, &back]);
+    run("nbdcopy", &[&scene.uri(), &back]);
     run("cmp", &[image, &back]);
     run("e2fsck", &["-fn", &back]);
 }
@@ -87,10 +58,10 @@ fn an_image_goes_in_with_nbdcopy_and_comes_back_through_kills() {
     if !have(&TOOLS) {
         return;
     }
-    let mut scene = start();
+    let mut scene = Scene::start(four_servers(SEGMENT_BYTES), IMAGE_BYTES);
     let image = file(scene.cluster.folder(), "source.img");
     make_image(&image);
-    let uri = scene.uri.clone();
+    let uri = scene.uri();
     copy_under_kills(&mut scene, "nbdcopy", &["--flush", &image, &uri]);
     come_back(&scene, &image);
     let info = run("nbdinfo", &["--size", &uri]);
@@ -103,10 +74,10 @@ fn an_image_goes_in_with_qemu_img_and_comes_back_through_kills() {
     if !have(&TOOLS) {
         return;
     }
-    let mut scene = start();
+    let mut scene = Scene::start(four_servers(SEGMENT_BYTES), IMAGE_BYTES);
     let image = file(scene.cluster.folder(), "source.img");
     make_image(&image);
-    let uri = scene.uri.clone();
+    let uri = scene.uri();
     let args = ["convert", "-n", "-W", "-f", "raw", "-O", "raw", &image, &uri];
     copy_under_kills(&mut scene, "qemu-img", &args);
     come_back(&scene, &image);

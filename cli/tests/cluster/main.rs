@@ -15,5 +15,6 @@ mod outage;
 mod readme;
 mod refusal;
 mod repair;
+mod scene;
 mod space;
 mod tool;

@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
-use tidewater_cli::cluster::{Cluster, ClusterSpec, ExportSpec, Seat, wait_until};
-use tidewater_proto::rpc;
+use tidewater_cli::cluster::{Seat, wait_until};
 
-use crate::tool::{can_mount, command, file, finish, have, run, small_source_tree};
+use crate::{
+    scene::{Scene, VOLUME, four_servers},
+    tool::{can_mount, command, file, finish, have, run, small_source_tree},
+};
 
 const VOLUME_BYTES: u64 = 512 << 20;
 const LIMIT: Duration = Duration::from_mins(1);
@@ -76,11 +78,8 @@ fn a_mounted_ext4_keeps_a_tree_through_delete_trim_remount_and_a_kill() {
     if !have(&["nbdfuse", "mkfs.ext4", "mount", "umount", "fstrim", "diff", "cp", "e2fsck"]) {
         return;
     }
-    let spec = ClusterSpec { segment_bytes: 64 << 20, ..ClusterSpec::default() };
-    let mut cluster = Cluster::start(spec).expect("the cluster starts");
-    cluster.create_volume("fs", VOLUME_BYTES, 3, rpc::Durability::Sync).expect("made");
-    let gateway = cluster.add_gateway(&[ExportSpec::exclusive("fs")]).expect("a gateway");
-    let uri = cluster.nbd_uri(gateway, "fs");
+    let Scene { mut cluster, gateway, .. } = Scene::start(four_servers(64 << 20), VOLUME_BYTES);
+    let uri = cluster.nbd_uri(gateway, VOLUME);
     let mut mounted = Mounted::expose(cluster.folder(), &uri);
     run("mkfs.ext4", &["-q", "-F", &file(cluster.folder(), "nbd")]);
 

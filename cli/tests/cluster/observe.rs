@@ -6,34 +6,31 @@ use std::{
     time::Duration,
 };
 
-use tidewater_cli::{
-    cluster::{Cluster, ClusterSpec, ExportSpec, Seat},
-    nbd_client::NbdClient,
-};
+use tidewater_cli::cluster::Seat;
 use tidewater_proto::rpc;
 
-const IO_LIMIT: Duration = Duration::from_secs(30);
+use crate::scene::{Scene, four_servers};
+
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(IO_LIMIT)).expect("settable");
+    stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("settable");
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer to its end");
     text
 }
 
-fn start() -> (Cluster, u64, Seat) {
-    let mut cluster = Cluster::start(ClusterSpec::default()).expect("the cluster starts");
-    let volume = cluster.create_volume("v", 64 << 20, 3, rpc::Durability::Sync).expect("made").id;
-    let gateway = cluster.add_gateway(&[ExportSpec::exclusive("v")]).expect("a gateway");
-    (cluster, volume, gateway)
+fn start() -> Scene {
+    Scene::start(four_servers(64 << 20), 64 << 20)
 }
 
 #[test]
 fn every_process_serves_its_metrics() {
-    let (cluster, _, gateway) = start();
-    let mut nbd = NbdClient::connect(cluster.address(gateway), "v", IO_LIMIT).expect("accepts");
+    let scene = start();
+    let (cluster, gateway) = (&scene.cluster, scene.gateway);
+    let mut nbd = scene.nbd();
     nbd.write(0, &[1; 4096], false).expect("written");
     for seat in cluster.seats() {
         let text = get(cluster.metrics_address(seat), "/metrics");
@@ -52,8 +49,9 @@ fn every_process_serves_its_metrics() {
 
 #[test]
 fn a_primary_moves_where_it_is_told_and_io_goes_on() {
-    let (cluster, volume, gateway) = start();
-    let mut nbd = NbdClient::connect(cluster.address(gateway), "v", IO_LIMIT).expect("accepts");
+    let scene = start();
+    let (cluster, volume) = (&scene.cluster, scene.volume);
+    let mut nbd = scene.nbd();
     nbd.write(0, &[1; 4096], false).expect("written");
     let before = cluster.segments(volume).expect("listed").remove(0);
     let to = before.members.iter().find(|m| m.replica != before.primary).expect("a secondary");

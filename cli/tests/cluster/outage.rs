@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tidewater_cli::{
-    cluster::{Cluster, ClusterSpec, ExportSpec, Seat},
-    nbd_client::NbdClient,
-};
-use tidewater_proto::rpc;
+use tidewater_cli::{cluster::Seat, nbd_client::NbdClient};
+
+use crate::scene::{Scene, VOLUME, three_servers};
 
 const SEGMENT_BYTES: u64 = 16 << 20;
 /// Segments placed before the outage; the volume has one more.
@@ -15,8 +13,6 @@ const PLACED: u64 = 4;
 const OUTAGE: Duration = Duration::from_secs(6);
 /// No operation waits that long while the metadata cluster is gone.
 const IO_LIMIT: Duration = Duration::from_secs(5);
-/// The write that needs the metadata cluster again waits for it.
-const PLACE_LIMIT: Duration = Duration::from_mins(1);
 
 fn block(segment: u64, round: u64) -> Vec<u8> {
     (segment ^ (round << 8)).to_le_bytes().repeat(4096 / 8)
@@ -24,23 +20,18 @@ fn block(segment: u64, round: u64) -> Vec<u8> {
 
 #[test]
 fn io_on_placed_segments_goes_on_while_all_meta_nodes_are_dead() {
-    let spec =
-        ClusterSpec { segment_bytes: SEGMENT_BYTES, chunkservers: 3, ..ClusterSpec::default() };
-    let mut cluster = Cluster::start(spec).expect("the cluster starts");
-    let size = (PLACED + 1) * SEGMENT_BYTES;
-    cluster.create_volume("v", size, 3, rpc::Durability::Sync).expect("made");
-    let gateway = cluster.add_gateway(&[ExportSpec::exclusive("v")]).expect("a gateway");
-    let server = cluster.address(gateway);
-    let mut nbd = NbdClient::connect(server, "v", PLACE_LIMIT).expect("accepts");
+    let mut scene = Scene::start(three_servers(SEGMENT_BYTES), (PLACED + 1) * SEGMENT_BYTES);
+    let (server, mut nbd) = (scene.server(), scene.nbd());
     for segment in 0..PLACED {
         nbd.write(segment * SEGMENT_BYTES, &block(segment, 0), false).expect("placed");
     }
 
+    let cluster = &mut scene.cluster;
     let metas: Vec<_> = (0..cluster.spec().metas).map(Seat::Meta).collect();
     for &meta in &metas {
         cluster.kill(meta).expect("killed");
     }
-    let mut during = NbdClient::connect(server, "v", IO_LIMIT).expect("still accepts");
+    let mut during = NbdClient::connect(server, VOLUME, IO_LIMIT).expect("still accepts");
     let begun = Instant::now();
     let (mut round, mut longest) = (0, Duration::ZERO);
     while begun.elapsed() < OUTAGE {

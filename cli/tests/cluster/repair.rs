@@ -3,27 +3,23 @@
 use std::time::Duration;
 
 use tidewater_cli::{
-    cluster::{Cluster, ClusterSpec, ExportSpec, Seat},
+    cluster::{Cluster, ClusterSpec, Seat},
     nbd_client::NbdClient,
 };
-use tidewater_proto::rpc;
 
-const IO_LIMIT: Duration = Duration::from_secs(30);
-const HEAL_LIMIT: Duration = Duration::from_mins(1);
+use crate::scene::{HEAL_LIMIT, Scene, four_servers};
+
 const VOLUME_BYTES: u64 = 64 << 20;
 const SEGMENT_BYTES: u64 = 16 << 20;
 
 fn start(repair_delay: Duration) -> (Cluster, u64, NbdClient) {
-    let spec = ClusterSpec { segment_bytes: SEGMENT_BYTES, repair_delay, ..ClusterSpec::default() };
-    let mut cluster = Cluster::start(spec).expect("the cluster starts");
-    let volume = cluster.create_volume("v", VOLUME_BYTES, 3, rpc::Durability::Sync);
-    let volume = volume.expect("the volume is made").id;
-    let gateway = cluster.add_gateway(&[ExportSpec::exclusive("v")]).expect("a gateway");
-    let mut nbd = NbdClient::connect(cluster.address(gateway), "v", IO_LIMIT).expect("accepts");
+    let spec = ClusterSpec { repair_delay, ..four_servers(SEGMENT_BYTES) };
+    let scene = Scene::start(spec, VOLUME_BYTES);
+    let mut nbd = scene.nbd();
     for segment in 0..VOLUME_BYTES / SEGMENT_BYTES {
         nbd.write(segment * SEGMENT_BYTES, &[segment as u8 + 1; 4096], false).expect("written");
     }
-    (cluster, volume, nbd)
+    (scene.cluster, scene.volume, nbd)
 }
 
 fn check(nbd: &mut NbdClient) {
