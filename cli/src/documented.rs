@@ -2,8 +2,9 @@
 
 use clap::Parser as _;
 
-use crate::args::Args;
+use crate::{args::Args, config::ChunkserverFile};
 
+#[expect(dead_code, reason = "the tests of clusters use the rest")]
 #[path = "../tests/cluster/markdown.rs"]
 mod markdown;
 
@@ -20,5 +21,36 @@ fn every_command_of_the_pages_is_understood() {
                 panic!("{name}: {text}\n{error}");
             }
         }
+    }
+}
+
+/// The lines of all blocks of a language, block by block.
+fn blocks(page: &str, wanted: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open: Option<(bool, String)> = None;
+    for line in page.lines() {
+        match (line.strip_prefix("```"), &mut open) {
+            (Some(language), None) => open = Some((language == wanted, String::new())),
+            (Some(_), Some(_)) => {
+                found.extend(open.take().filter(|(is_wanted, _)| *is_wanted).map(|(_, text)| text));
+            }
+            (None, Some((_, text))) => {
+                text.push_str(line);
+                text.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn the_configuration_of_the_operations_page_is_that_of_a_chunkserver() {
+    let shown = blocks(&markdown::page("docs/operations.md"), "toml");
+    assert!(!shown.is_empty(), "the page shows one");
+    for text in shown {
+        let file = toml::from_str::<ChunkserverFile>(&text);
+        let file = file.unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert!(file.data_dir.is_some() && file.device.len() == 2, "{file:?}");
     }
 }

@@ -20,6 +20,6 @@ pub use deadline::wait_until;
 pub use error::ClusterError;
 pub use folder::{Folder, check_direct_io};
 pub use harness::{Cluster, ServerRun};
-pub use process::{binary, follow_parent};
+pub use process::{PARENT_VARIABLE, binary, follow_parent};
 pub(crate) use spec::DEFAULT_LOG_FILTER;
 pub use spec::{ClusterSpec, DeviceSpec, ExportMode, ExportSpec, Host, Seat};

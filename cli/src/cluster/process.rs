@@ -16,8 +16,8 @@ use rustix::process::{Pid, Signal};
 
 use super::{ClusterError, Seat, wait_until};
 
-/// Carries the harness's process id to the children, who die with it.
-const PARENT_VARIABLE: &str = "TIDEWATER_PARENT";
+/// Carries the harness's process id to the children, who die with the thread that started them.
+pub const PARENT_VARIABLE: &str = "TIDEWATER_PARENT";
 /// Names the binary where it does not lie beside the running program.
 const BINARY_VARIABLE: &str = "TIDEWATER_BIN";
 /// How much of a log an error shows.

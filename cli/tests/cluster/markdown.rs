@@ -16,6 +16,23 @@ pub(crate) fn page(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// A part of a page under a heading of the second level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Section {
+    pub(crate) title: String,
+    pub(crate) commands: Vec<Shown>,
+}
+
+/// The parts of a page, in order; what stands before the first heading has an empty title.
+pub(crate) fn sections(page: &str) -> Vec<Section> {
+    let parts = format!("\n{page}");
+    let parts = parts.split("\n## ").enumerate().map(|(i, part)| {
+        let title = if i == 0 { "" } else { part.lines().next().unwrap_or_default() };
+        Section { title: title.to_owned(), commands: commands(part) }
+    });
+    parts.collect()
+}
+
 /// Every line of a `sh` block, and every line with a prompt of a `console` block, in order.
 pub(crate) fn commands(page: &str) -> Vec<Shown> {
     let mut language = None;

@@ -2,29 +2,22 @@
 //! one that belongs to none fails them.
 
 use std::{
-    fs::{self, File},
-    io::{BufRead as _, BufReader},
-    net::TcpListener,
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
-use tidewater_cli::{
-    cluster::{Cluster, ClusterSpec, binary, wait_until},
-    nbd_client::NbdClient,
-};
+use tidewater_cli::cluster::{Cluster, ClusterSpec, wait_until};
 
 use crate::{
     demo,
     markdown::{Shown, commands, page},
-    tool::{can_mount, command, finish, have},
+    shell::{LIMIT, Shell},
+    tool::{can_mount, command, have, run},
 };
 
-const LIMIT: Duration = Duration::from_mins(2);
-/// What is not run: a virtual machine.
-const NOT_RUN: &str = "qemu-system-x86_64";
+/// A virtual machine. There is none here: what it opens is opened by another program of its authors.
+const MACHINE: &str = "qemu-system-x86_64";
 const IMAGE_BYTES: usize = 16 << 20;
 const VOLUME_BYTES: u64 = 8 << 30;
 
@@ -39,7 +32,8 @@ enum Way {
     Serve,
     /// By a shell that has `$URI`.
     BlockClient,
-    NotRun,
+    /// Its block device alone.
+    Machine,
 }
 
 fn way(text: &str) -> Way {
@@ -47,7 +41,7 @@ fn way(text: &str) -> Way {
         "make" => Way::Make,
         "tidewater" if text.contains(" demo --serve ") => Way::Serve,
         "tidewater" => Way::Operator,
-        NOT_RUN => Way::NotRun,
+        MACHINE => Way::Machine,
         _ => Way::BlockClient,
     }
 }
@@ -59,36 +53,17 @@ fn shown(wanted: Way) -> Vec<Shown> {
     found
 }
 
-/// A shell that finds `tidewater`, and leaves what it prints in a file.
-fn shell(text: &str, folder: &Path) -> Command {
-    let own = binary().expect("built");
-    let own = own.parent().expect("in a folder").to_str().expect("UTF-8").to_owned();
-    let path = std::env::var("PATH").unwrap_or_default();
-    let said = File::options().create(true).append(true).open(folder.join("said")).expect("made");
-    let mut shell = command("bash", &["-euo", "pipefail", "-c", text]);
-    shell.env("PATH", format!("{own}:{path}:/usr/sbin:/sbin")).current_dir(folder);
-    shell.stdout(said.try_clone().expect("copied")).stderr(said);
-    shell
-}
-
-fn run_shell(mut shell: Command, text: &str, folder: &Path) {
-    let status = finish(&mut shell.spawn().expect("starts"), text, LIMIT);
-    let said = fs::read_to_string(folder.join("said")).expect("readable");
-    assert!(status.success(), "{text}: {status}\n{said}");
-}
-
 #[test]
-fn the_make_targets_of_the_readme_are_there() {
-    if !have(&["make"]) {
+fn the_make_targets_of_the_pages_are_there() {
+    if !have(&["bash", "make"]) {
         return;
     }
     let top = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    for Shown { text, .. } in shown(Way::Make) {
-        let words: Vec<_> = text.split_whitespace().skip(1).collect();
-        let dry = command("make", &[&["--dry-run"], words.as_slice()].concat())
-            .current_dir(&top)
-            .output()
-            .expect("make runs");
+    let results = commands(&page("docs/results.md"));
+    assert!(!results.is_empty() && results.iter().all(|c| way(&c.text) == Way::Make));
+    for Shown { text, .. } in shown(Way::Make).into_iter().chain(results) {
+        let text = text.replacen("make ", "make --dry-run ", 1);
+        let dry = command("bash", &["-c", &text]).current_dir(&top).output().expect("make runs");
         assert!(dry.status.success(), "{text}: {}", String::from_utf8_lossy(&dry.stderr));
     }
 }
@@ -99,36 +74,6 @@ fn the_program_of_the_readme_is_the_example() {
     assert!(page("README.md").contains(&example), "the README shows client/examples/hello.rs");
 }
 
-/// A child that does not outlive the test.
-struct Background(Child);
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let ended = self.0.kill().and_then(|()| self.0.wait());
-        eprintln!("ended: {ended:?}");
-    }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("bound").port()
-}
-
-/// Runs the gateway on a port of its own, and writes through it: that places the first segment.
-fn serve(text: &str, endpoints: &str, folder: &Path) -> Background {
-    let port = free_port();
-    let text = format!("exec {text} --listen 127.0.0.1:{port}");
-    let child = shell(&text, folder).env("TIDEWATER_ENDPOINT", endpoints).spawn().expect("starts");
-    let child = Background(child);
-    let mut nbd = wait_until("the gateway", LIMIT, || {
-        let server = ([127, 0, 0, 1], port).into();
-        NbdClient::connect(server, "prod/db-01", LIMIT).map_err(|e| e.to_string())
-    })
-    .expect("it serves");
-    nbd.write(0, &[1; 4096], true).expect("written");
-    child
-}
-
 #[test]
 fn the_readme_commands_for_operators_run() {
     if !have(&["bash"]) {
@@ -136,25 +81,41 @@ fn the_readme_commands_for_operators_run() {
     }
     let spec = ClusterSpec { chunkservers: 3, ..ClusterSpec::default() };
     let cluster = Cluster::start(spec).expect("the cluster starts");
-    let (endpoints, folder) = (cluster.endpoints().join(","), cluster.folder());
+    let mut shell = Shell::new(cluster.folder());
+    shell.set("TIDEWATER_ENDPOINT", cluster.endpoints().join(","));
     let mut running = Vec::new();
     for Shown { text, .. } in shown(Way::Operator) {
         if text.contains(" gateway run ") {
-            running.push(serve(&text, &endpoints, folder));
-            continue;
-        }
-        let mut command = shell(&format!("exec {text}"), folder);
-        command.env("TIDEWATER_ENDPOINT", &endpoints);
-        if text.ends_with("--watch") {
-            let mut child = Background(command.stdout(Stdio::piped()).spawn().expect("starts"));
-            let mut first = String::new();
-            let out = child.0.stdout.take().expect("piped");
-            BufReader::new(out).read_line(&mut first).expect("a line");
-            assert!(!first.is_empty(), "{text} prints what was there");
+            running.push(shell.serve(&text, "prod/db-01"));
+        } else if text.ends_with("--watch") {
+            shell.watch(&text);
         } else {
-            run_shell(command, &text, folder);
+            shell.run(&text);
         }
     }
+}
+
+/// Opens the command's `-blockdev` with qemu-io, and reads. The page names a gateway and volume of its
+/// own: these are replaced.
+fn open_as_the_machine_does(text: &str, uri: &str) {
+    let (_, rest) = text.split_once(" -blockdev ").expect("a block device");
+    let options = rest.split_whitespace().next().expect("with options");
+    let (server, export) = uri.strip_prefix("nbd://").and_then(|u| u.split_once('/')).expect("URI");
+    let (host, port) = server.split_once(':').expect("an address");
+    let mut replaced = 0;
+    let ours: Vec<_> = options
+        .split(',')
+        .map(|option| match option.split_once('=').expect("key and value") {
+            ("server.host", _) => ("server.host", host),
+            ("server.port", _) => ("server.port", port),
+            ("export", _) => ("export", export),
+            other => other,
+        })
+        .inspect(|(key, _)| replaced += usize::from(["server.port", "export"].contains(key)))
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    assert_eq!(replaced, 2, "{options} names a server and an export");
+    run("qemu-io", &["--image-opts", &ours.join(","), "-c", "read 0 4k"]);
 }
 
 /// Undoes what the commands mount, also when one fails.
@@ -172,7 +133,17 @@ impl Drop for Mounts<'_> {
 
 #[test]
 fn the_readme_commands_for_block_clients_run() {
-    if !have(&["bash", "qemu-img", "nbdcopy", "nbdinfo", "nbdfuse", "fio", "mkfs.ext4", "fstrim"]) {
+    if !have(&[
+        "bash",
+        "qemu-img",
+        "nbdcopy",
+        "nbdinfo",
+        "nbdfuse",
+        "fio",
+        "mkfs.ext4",
+        "fstrim",
+        "qemu-io",
+    ]) {
         return;
     }
     let mounts = can_mount();
@@ -184,13 +155,13 @@ fn the_readme_commands_for_block_clients_run() {
     StdRng::seed_from_u64(5).fill_bytes(&mut image);
     fs::write(folder.path().join("disk.img"), &image).expect("written");
     let undo = Mounts(folder.path());
+    let mut shell = Shell::new(folder.path());
+    shell.set("URI", &*served.uri);
     for Shown { needs_root, text } in shown(Way::BlockClient) {
         if needs_root && !mounts {
             continue;
         }
-        let mut command = shell(&text, folder.path());
-        command.env("URI", &served.uri);
-        run_shell(command, &text, folder.path());
+        shell.run(&text);
         if text.ends_with('&') {
             wait_until(&text, LIMIT, || match fs::metadata(folder.path().join("disk")) {
                 Ok(data) if data.len() == VOLUME_BYTES => Ok(()),
@@ -200,5 +171,8 @@ fn the_readme_commands_for_block_clients_run() {
         }
     }
     drop(undo);
+    for Shown { text, .. } in shown(Way::Machine) {
+        open_as_the_machine_does(&text, &served.uri);
+    }
     served.stop();
 }
