@@ -138,7 +138,7 @@ impl Links {
         address: SocketAddr,
     ) -> Result<(Inlet<OwnedReadHalf>, FrameSender, AbortHandle), ConnectError> {
         let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+        link::tune(&stream)?;
         let (read, write) = stream.into_split();
         let (mut reader, (sender, writer)) = (Inlet::new(read), link::writer(write));
         let writer = spawn_local(async move {
