@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tidewater_cli::cluster::Seat;
+use tidewater_cli::cluster::{Seat, wait_until};
 use tidewater_proto::rpc;
 
 use crate::scene::{Scene, four_servers};
@@ -33,8 +33,6 @@ fn every_process_serves_its_metrics() {
     let mut nbd = scene.nbd();
     nbd.write(0, &[1; 4096], false).expect("written");
     for seat in cluster.seats() {
-        let text = get(cluster.metrics_address(seat), "/metrics");
-        assert!(text.starts_with("HTTP/1.1 200 "), "{seat}: {text}");
         let named = match seat {
             Seat::Meta(_) => "tidewater_segments{state=\"placed\"} 1",
             Seat::Chunkserver(_) => "tidewater_shard_ops_total{op=\"write\"}",
@@ -42,7 +40,13 @@ fn every_process_serves_its_metrics() {
                 "tidewater_volume_ops_total{volume=\"v\",program=\"nbd\",op=\"write\"} 1"
             }
         };
-        assert!(text.contains(named), "{seat}: {named} is not in\n{text}");
+        // The port answers before the process serves, with less.
+        let told = wait_until(named, ANSWER_LIMIT, || {
+            let text = get(cluster.metrics_address(seat), "/metrics");
+            assert!(text.starts_with("HTTP/1.1 200 "), "{seat}: {text}");
+            if text.contains(named) { Ok(()) } else { Err(text) }
+        });
+        told.unwrap_or_else(|error| panic!("{seat}: {error}"));
     }
     assert!(get(cluster.metrics_address(gateway), "/").starts_with("HTTP/1.1 404 "));
 }
