@@ -39,6 +39,13 @@ impl Clock for SimClock {
     }
 }
 
+/// A clock that several read.
+impl<C: Clock + ?Sized> Clock for std::rc::Rc<C> {
+    fn now(&self) -> Time {
+        (**self).now()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

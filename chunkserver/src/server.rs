@@ -25,8 +25,8 @@ use crate::{
     config::ChunkserverConfig,
     identity::{Folder, IdentityError, Membership},
     shard::{
-        self, Commands, Full, Hearing, REPORTS_MAX, ShardCommand, ShardCounters, ShardReport,
-        ShardStart,
+        self, Commands, Full, Hearing, REPORTS_MAX, ShardCommand, ShardCounters, ShardParts,
+        ShardReport, ShardStart,
     },
     store::{self, OpenError, ShardStore, Store},
 };
@@ -203,7 +203,7 @@ impl Server {
         let (store, recovered) = ShardStore::open(&self.store, index)?;
         let (to_shard, commands) = Commands::channel();
         let counters = Arc::new(ShardCounters::default());
-        let thread = shard::start(ShardStart {
+        let parts = ShardParts {
             index,
             shards: config.shard_listen.len(),
             server: member.server,
@@ -212,16 +212,14 @@ impl Server {
             segment_bytes: member.segment_bytes,
             timing: config.timing,
             rebuild: config.rebuild,
-            listener,
-            commands,
+            store,
             reports: reports.clone(),
             hearing: Arc::clone(&self.hearing),
             counters: Arc::clone(&counters),
-            store,
-            recovered,
-            shutdown: shutdown.clone(),
-        })
-        .map_err(ServerError::Thread)?;
+        };
+        let shutdown = shutdown.clone();
+        let start = ShardStart { parts, recovered, listener, commands, shutdown };
+        let thread = shard::start(start).map_err(ServerError::Thread)?;
         self.commands.push(to_shard);
         self.metrics.shards.push(counters);
         self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(thread);

@@ -14,7 +14,7 @@ use super::{ShardCommand, ShardReport};
 /// Most commands that wait for a shard.
 pub(crate) const COMMANDS_MAX: usize = 1_024;
 /// Most reports, of all shards, that wait for the control thread.
-pub(crate) const REPORTS_MAX: usize = 1_024;
+pub const REPORTS_MAX: usize = 1_024;
 
 /// The server's end of a shard's commands.
 #[derive(Clone, Debug)]

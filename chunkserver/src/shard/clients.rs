@@ -1,18 +1,17 @@
 //! Requests of clients while they are open here, and their answers.
 
-use std::{collections::HashMap, sync::atomic::Ordering::Relaxed};
+use std::{collections::HashMap, rc::Rc, sync::atomic::Ordering::Relaxed};
 
 use tidewater_proto::{
     entry::Payload,
     frame::Frame,
     geometry::Extent,
     ids::ReplicaId,
-    link::FrameSender,
     peer::{Action, Refusal, Reply, Request},
     record::Route,
 };
 
-use super::{Job, Shard};
+use super::{Job, Outlet, Shard};
 use crate::replica::{Event, RequestId};
 
 /// Most client requests open at one shard; more are refused as busy.
@@ -62,7 +61,7 @@ impl OpenRequests {
 }
 
 struct Open {
-    client: FrameSender,
+    client: Rc<dyn Outlet>,
     id: u64,
     kind: Kind,
 }
@@ -74,13 +73,14 @@ enum Kind {
 }
 
 impl Shard {
-    /// A client asks.
-    pub(super) fn client_request(
-        &mut self,
-        client: &FrameSender,
-        id: u64,
-        request: Request<Payload>,
-    ) {
+    /// A frame from a client; false if its connection is to be closed. Answers go to `client`.
+    pub fn client_frame(&mut self, client: &Rc<dyn Outlet>, frame: Frame) -> bool {
+        let Frame::Request { id, request } = frame else { return false };
+        self.client_request(client, id, request);
+        true
+    }
+
+    fn client_request(&mut self, client: &Rc<dyn Outlet>, id: u64, request: Request<Payload>) {
         if self.open.open.len() >= OPEN_MAX || client.queued_bytes() > REPLY_BYTES_MAX {
             client.send(&Frame::Reply { id, reply: Reply::Refused(Refusal::Busy) });
             return;
@@ -91,7 +91,7 @@ impl Shard {
         };
         self.open.last += 1;
         let ours = RequestId(self.open.last);
-        self.open.open.insert(ours, Open { client: client.clone(), id, kind });
+        self.open.open.insert(ours, Open { client: Rc::clone(client), id, kind });
         self.pace.client(moved_bytes(&request));
         if let Err(refusal) = self.check(&request) {
             self.reply(ours, Reply::Refused(refusal));

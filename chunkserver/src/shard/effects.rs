@@ -205,7 +205,7 @@ impl Shard {
     }
 
     /// Takes what the store has finished.
-    pub(super) fn poll_store(&mut self) {
+    pub fn poll_store(&mut self) {
         let mut done = Vec::new();
         self.store.poll(&mut done);
         for completion in done {

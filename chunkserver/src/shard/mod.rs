@@ -1,9 +1,16 @@
 //! One shard: the thread that alone owns a subset of the server's segments. It has its own listener, its
 //! own journal, and steps its replicas in line with what it reads.
 //!
+//! [`Shard`] itself has no thread, task, socket or clock of its own. Whoever drives it hands it frames,
+//! commands and ticks, and gives it an [`Outlet`] for each connection: `runtime` does with tokio and TCP,
+//! a simulator with queues in memory, a [`SimClock`](crate::SimClock) and a store on simulated disks.
+//! Nothing in it is random: the run's number is given to it.
+//!
 //! | module | noun |
 //! | --- | --- |
-//! | `runtime` | the shard's thread, its tasks and its turn |
+//! | `runtime` | the shard's thread and its tasks |
+//! | `links` | the tasks that keep connections to peers up |
+//! | `outlet` | the sending end of a connection |
 //! | `replicas` | the copies it owns: made, configured, deleted |
 //! | `effects` | what a copy asks for, done |
 //! | `channels` | what the server tells a shard, and is told |
@@ -15,16 +22,20 @@
 mod channels;
 mod clients;
 mod effects;
+mod links;
+mod outlet;
 mod pace;
 mod peers;
 mod replicas;
 mod runtime;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet, VecDeque},
-    rc::{Rc, Weak},
+    io,
+    rc::Rc,
     sync::Arc,
 };
 
@@ -34,12 +45,12 @@ use tidewater_proto::{
     peer::{Request, Room},
     record::{SegmentRecord, ServerAddress, SetChange},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    clock::BootClock,
+    clock::Clock,
     replica::{Reason, Replica, RequestId, Time, Timing},
-    store::{ChunkImage, ShardStore, Ticket},
+    store::{ChunkImage, Ready, Recovered, ShardStore, Ticket},
 };
 use channels::Reports;
 use clients::OpenRequests;
@@ -47,15 +58,17 @@ use pace::Pace;
 use peers::Peers;
 use space::Space;
 
-pub(crate) use channels::{Commands, Full, REPORTS_MAX};
+pub use channels::REPORTS_MAX;
+pub(crate) use channels::{Commands, Full};
+pub use outlet::{Outlet, SimOutlet};
 pub use pace::RebuildRate;
-pub(crate) use peers::Hearing;
+pub use peers::{Hearing, PeerShard};
 
 pub(crate) use runtime::{ShardStart, start};
 
 /// What the server tells a shard.
 #[derive(Debug)]
-pub(crate) enum ShardCommand {
+pub enum ShardCommand {
     /// A record of a segment this shard owns.
     Record(SegmentRecord),
     /// The record no longer names this server.
@@ -68,13 +81,34 @@ pub(crate) enum ShardCommand {
 
 /// What a shard tells the server.
 #[derive(Debug)]
-pub(crate) enum ShardReport {
+pub enum ShardReport {
     /// A primary wants its set changed.
-    Propose { segment: SegmentId, epoch: Epoch, change: SetChange, reason: Reason },
+    Propose {
+        /// Which segment.
+        segment: SegmentId,
+        /// Epoch it is meant for.
+        epoch: Epoch,
+        /// What is to change.
+        change: SetChange,
+        /// Why.
+        reason: Reason,
+    },
     /// A primary is active.
-    Active { segment: SegmentId, epoch: Epoch, token: Token },
+    Active {
+        /// Which segment.
+        segment: SegmentId,
+        /// Epoch it serves.
+        epoch: Epoch,
+        /// Token that is durable.
+        token: Token,
+    },
     /// A retired copy is deleted.
-    Deleted { segment: SegmentId, replica: ReplicaId },
+    Deleted {
+        /// Which segment.
+        segment: SegmentId,
+        /// Which copy.
+        replica: ReplicaId,
+    },
     /// A device or the journal failed for good.
     Failed,
 }
@@ -98,6 +132,34 @@ pub struct ShardCounters {
     pub rebuild_rate: std::sync::atomic::AtomicU64,
     /// 1 if the shard is so low on space that it takes no new chunks.
     pub low_on_space: std::sync::atomic::AtomicU64,
+}
+
+/// Everything a shard is made of.
+pub struct ShardParts {
+    /// Its number in the server.
+    pub index: usize,
+    /// How many the server has.
+    pub shards: usize,
+    /// The server.
+    pub server: ServerId,
+    /// Random number of the process run.
+    pub run: RunId,
+    /// Id of the cluster; connections of another one are refused.
+    pub cluster: String,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+    /// Durations of the replication protocol.
+    pub timing: Timing,
+    /// How fast learners may be sent what they lack.
+    pub rebuild: RebuildRate,
+    /// Where its copies are kept.
+    pub store: ShardStore,
+    /// Where its reports go.
+    pub reports: mpsc::Sender<ShardReport>,
+    /// When peers were heard.
+    pub hearing: Arc<Hearing>,
+    /// What the metrics show.
+    pub counters: Arc<ShardCounters>,
 }
 
 /// A copy and what its driver remembers of it.
@@ -125,14 +187,14 @@ struct Journaled {
 }
 
 /// State of the shard; only its own thread touches it.
-struct Shard {
+pub struct Shard {
     index: usize,
     cluster: String,
     server: ServerId,
     run: RunId,
     timing: Timing,
     segment_bytes: u64,
-    clock: BootClock,
+    clock: Box<dyn Clock>,
     store: ShardStore,
     owned: BTreeMap<ReplicaId, Owned>,
     /// Oldest first.
@@ -153,8 +215,6 @@ struct Shard {
     reports: Reports,
     /// Woken when something is to be done at the end of this turn of the loop.
     turn: Rc<Notify>,
-    /// The shard itself, for the tasks it starts.
-    me: Weak<RefCell<Shard>>,
     hearing: Arc<Hearing>,
     counters: Arc<ShardCounters>,
     /// Chunkserver shards in all; each has its share of the devices.
@@ -189,8 +249,83 @@ enum Job {
 }
 
 impl Shard {
+    /// A shard with the copies that its store found. `clock` is the lease clock.
+    pub fn new(parts: ShardParts, clock: Box<dyn Clock>, recovered: Vec<Recovered>) -> Self {
+        let mut shard = Self {
+            index: parts.index,
+            cluster: parts.cluster,
+            server: parts.server,
+            run: parts.run,
+            timing: parts.timing,
+            segment_bytes: parts.segment_bytes,
+            clock,
+            store: parts.store,
+            owned: BTreeMap::new(),
+            journaled: VecDeque::new(),
+            by_segment: BTreeMap::new(),
+            records: BTreeMap::new(),
+            peers: Peers::default(),
+            open: OpenRequests::default(),
+            stalled: VecDeque::new(),
+            stalled_bytes: 0,
+            deleting: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            next_job: 0,
+            pace: Pace::new(parts.rebuild),
+            reports: Reports::new(parts.reports),
+            turn: Rc::new(Notify::new()),
+            hearing: parts.hearing,
+            counters: parts.counters,
+            shards: parts.shards,
+            space: Space::default(),
+            told_room: Room::ANY,
+            zeroed: false,
+            unplaced: VecDeque::new(),
+            ticks: 0,
+        };
+        for found in recovered {
+            shard.recover(found);
+        }
+        shard.look_at_space();
+        shard
+    }
+
+    /// Notified when [`end_turn`](Self::end_turn) has something to do.
+    pub fn turn(&self) -> Rc<Notify> {
+        Rc::clone(&self.turn)
+    }
+
+    /// Ends a turn of the loop: what was read together goes to the journal, and lease messages to the
+    /// links, together.
+    pub fn end_turn(&mut self) {
+        self.tell_room();
+        self.give_turns();
+        self.send_leases();
+        self.store.submit();
+        if self.open.len() == 1 {
+            self.store.submit_read();
+            self.poll_store();
+        }
+    }
+
+    /// Time passes; to be called every 25 ms or so.
+    pub fn tick(&mut self) {
+        self.tick_replicas();
+        self.poll_store();
+        self.end_turn();
+    }
+
+    /// Ready when [`poll_store`](Self::poll_store) has something to do.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses to tell.
+    pub fn completions(&self) -> io::Result<Ready> {
+        self.store.ready()
+    }
+
     fn now(&self) -> Time {
-        crate::clock::Clock::now(&self.clock)
+        self.clock.now()
     }
 
     fn job(&mut self, job: Job) -> u64 {

@@ -1,9 +1,7 @@
 //! Links to the shards of other servers. Each direction has a connection of its own: who sends connects.
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    io,
     net::SocketAddr,
     rc::Rc,
     sync::{Mutex, PoisonError},
@@ -14,30 +12,24 @@ use tidewater_proto::{
     entry::Payload,
     frame::Frame,
     geometry::{CHUNK_BYTES, Extent},
-    header,
     ids::{ReplicaId, ServerId},
-    link::{self, FrameSender, LinkError},
     peer::{FromPrimary, PeerMessage, Room, ToPrimary, Wire},
     record::{SegmentRecord, ServerAddress},
-    rpc,
 };
-use tokio::net::TcpStream;
 
-use super::Shard;
+use super::{Outlet, Shard};
 use crate::replica::{Event, Time};
 
-/// Time for a connection to be made and welcomed.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Pause after a connection failed.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes queued to one shard before the link is given up: its other end does not read.
 const QUEUED_BYTES_MAX: usize = 512 << 20;
 
 /// A shard of another server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PeerShard {
-    server: ServerId,
-    shard: usize,
+pub struct PeerShard {
+    /// Its server.
+    pub server: ServerId,
+    /// Its number there.
+    pub shard: usize,
 }
 
 /// Outgoing links, and what is known of incoming ones.
@@ -45,6 +37,8 @@ pub(super) struct PeerShard {
 pub(super) struct Peers {
     addresses: BTreeMap<ServerId, Vec<SocketAddr>>,
     links: BTreeMap<PeerShard, Link>,
+    /// Peers that nobody connects to yet.
+    wanted: Vec<PeerShard>,
     /// Number of the newest connection of each peer shard; frames of older ones are not taken.
     incoming: BTreeMap<PeerShard, u64>,
     connections: u64,
@@ -52,7 +46,7 @@ pub(super) struct Peers {
 
 #[derive(Default)]
 struct Link {
-    sender: Option<FrameSender>,
+    sender: Option<Rc<dyn Outlet>>,
     /// Lease messages of this turn, sent as one frame.
     leases: Vec<Wire>,
 }
@@ -60,7 +54,7 @@ struct Link {
 /// When each server was last heard on the data plane; written by shards, read by the heartbeat. A lock,
 /// because threads share it; held for one map operation.
 #[derive(Debug, Default)]
-pub(crate) struct Hearing(Mutex<BTreeMap<ServerId, Time>>);
+pub struct Hearing(Mutex<BTreeMap<ServerId, Time>>);
 
 impl Hearing {
     pub(crate) fn heard(&self, server: ServerId, now: Time) {
@@ -144,9 +138,8 @@ impl Shard {
             if self.peers.links.contains_key(&peer) {
                 continue;
             }
-            let Some(me) = self.me.upgrade() else { continue };
             self.peers.links.insert(peer, Link::default());
-            tokio::task::spawn_local(keep_link(me, peer));
+            self.peers.wanted.push(peer);
         }
     }
 
@@ -162,7 +155,19 @@ impl Shard {
             .collect()
     }
 
-    fn link_up(&mut self, peer: PeerShard, sender: FrameSender) {
+    /// Peers that a connection is wanted to since this was asked last. Whoever drives the shard connects
+    /// to each, and again whenever the connection ends.
+    pub fn wanted_links(&mut self) -> Vec<PeerShard> {
+        std::mem::take(&mut self.peers.wanted)
+    }
+
+    /// Where a peer shard listens, as far as is known.
+    pub fn address_of(&self, peer: PeerShard) -> Option<SocketAddr> {
+        self.peers.addresses.get(&peer.server)?.get(peer.shard).copied()
+    }
+
+    /// A connection to a peer shard is made and welcomed.
+    pub fn link_up(&mut self, peer: PeerShard, sender: Rc<dyn Outlet>) {
         if let Some(link) = self.peers.links.get_mut(&peer) {
             link.sender = Some(sender);
             link.leases.clear();
@@ -172,7 +177,8 @@ impl Shard {
         }
     }
 
-    fn link_down(&mut self, peer: PeerShard, refused: bool) {
+    /// A connection to a peer shard has ended, or was not made; `refused` if nobody listens there.
+    pub fn link_down(&mut self, peer: PeerShard, refused: bool) {
         if let Some(link) = self.peers.links.get_mut(&peer) {
             link.sender = None;
             link.leases.clear();
@@ -184,16 +190,16 @@ impl Shard {
         }
     }
 
-    /// A peer shard has connected: frames of its earlier connections count no more.
-    pub(super) fn peer_connected(&mut self, hello: &rpc::HelloServer) -> (PeerShard, u64) {
-        let peer = PeerShard { server: ServerId(hello.server), shard: hello.shard as usize };
+    /// A peer shard has connected: frames of its earlier connections count no more. Returns the number of
+    /// the connection.
+    pub fn peer_connected(&mut self, peer: PeerShard) -> u64 {
         self.peers.connections += 1;
         self.peers.incoming.insert(peer, self.peers.connections);
-        (peer, self.peers.connections)
+        self.peers.connections
     }
 
     /// A frame from a peer shard; false if its connection is to be closed.
-    pub(super) fn peer_frame(&mut self, peer: PeerShard, connection: u64, frame: Frame) -> bool {
+    pub fn peer_frame(&mut self, peer: PeerShard, connection: u64, frame: Frame) -> bool {
         if self.peers.incoming.get(&peer) != Some(&connection) {
             return false;
         }
@@ -263,73 +269,5 @@ fn is_sound(message: &PeerMessage<Payload>) -> bool {
             image.verify(chunk).is_ok()
         }
         _ => true,
-    }
-}
-
-/// Keeps a link to a peer shard up for as long as the shard lives.
-async fn keep_link(shard: Rc<RefCell<Shard>>, peer: PeerShard) {
-    let weak = Rc::downgrade(&shard);
-    drop(shard);
-    loop {
-        let Some(shard) = weak.upgrade() else { return };
-        let address = shard.borrow().peers.addresses[&peer.server].get(peer.shard).copied();
-        drop(shard);
-        let ended = match address {
-            Some(address) => run_link(&weak, peer, address).await,
-            None => Ok(()),
-        };
-        let Some(shard) = weak.upgrade() else { return };
-        let refused =
-            matches!(&ended, Err(LinkError::Io(e)) if e.kind() == io::ErrorKind::ConnectionRefused);
-        shard.borrow_mut().link_down(peer, refused);
-        drop(shard);
-        tokio::time::sleep(RECONNECT_PAUSE).await;
-    }
-}
-
-async fn run_link(
-    weak: &std::rc::Weak<RefCell<Shard>>,
-    peer: PeerShard,
-    address: SocketAddr,
-) -> Result<(), LinkError> {
-    let timed_out = |_| LinkError::Io(io::ErrorKind::TimedOut.into());
-    let connect = TcpStream::connect(address);
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(timed_out)??;
-    let (mut reader, sender, writer) = link::split(stream)?;
-    let Some(shard) = weak.upgrade() else { return Ok(()) };
-    sender.send(&Frame::Hello(shard.borrow().hello()));
-    drop(shard);
-    let writing = tokio::task::spawn_local(writer.run());
-    let welcome =
-        tokio::time::timeout(CONNECT_TIMEOUT, reader.next()).await.map_err(timed_out)??;
-    match welcome {
-        Some(Frame::Welcome(w)) if w.refused.is_empty() && w.server == peer.server.0 => {}
-        Some(_) | None => {
-            sender.close();
-            return Ok(());
-        }
-    }
-    if let Some(shard) = weak.upgrade() {
-        shard.borrow_mut().link_up(peer, sender.clone());
-    }
-    // Nothing comes this way but the end.
-    let end = reader.next().await;
-    sender.close();
-    writing.abort();
-    end.map(|_| ())
-}
-
-impl Shard {
-    fn hello(&self) -> rpc::Hello {
-        rpc::Hello {
-            version: header::VERSION.into(),
-            features: 0,
-            cluster: self.cluster.clone(),
-            who: Some(rpc::hello::Who::Server(rpc::HelloServer {
-                server: self.server.0,
-                run: self.run.0,
-                shard: self.index as u32,
-            })),
-        }
     }
 }

@@ -53,7 +53,8 @@ impl Shard {
         self.step(id, Event::Room(self.told_room));
     }
 
-    pub(super) fn command(&mut self, command: ShardCommand) {
+    /// Does what the server says.
+    pub fn command(&mut self, command: ShardCommand) {
         match command {
             ShardCommand::Record(record) => self.record(record),
             ShardCommand::Gone(segment) => {
@@ -148,7 +149,7 @@ impl Shard {
         named.is_some_and(|m| m.server == self.server && !m.fresh) && !self.owned.contains_key(&id)
     }
 
-    pub(super) fn tick(&mut self) {
+    pub(super) fn tick_replicas(&mut self) {
         if self.ticks.is_multiple_of(TICKS_PER_SPACE_CHECK) {
             self.look_at_space();
         }
@@ -184,8 +185,8 @@ impl Shard {
         };
         self.space.look(look, claimed);
         self.tell_room();
-        let low = self.told_room == Room::NONE;
-        if low && self.zeroed && !self.store.is_destaging() {
+        let short = self.told_room != Room::ANY;
+        if short && self.zeroed && !self.store.is_destaging() {
             self.freeze();
         }
         self.place_chunks();

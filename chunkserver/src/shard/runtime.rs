@@ -1,22 +1,13 @@
 //! The shard's thread: one single-threaded runtime, one listener, and a turn that hands the journal
 //! everything that came together.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, VecDeque},
-    io,
-    rc::Rc,
-    sync::Arc,
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{cell::RefCell, io, rc::Rc, thread::JoinHandle, time::Duration};
 
 use tidewater_proto::{
     frame::Frame,
     header,
-    ids::{RunId, ServerId},
-    link::{self, FrameReader, FrameSender, LinkError},
-    peer::Room,
+    ids::ServerId,
+    link::{self, FrameReader, LinkError},
     rpc,
 };
 use tokio::{
@@ -26,14 +17,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Hearing, RebuildRate, Shard, ShardCommand, ShardCounters, ShardReport, channels::Reports,
-    clients::OpenRequests, pace::Pace, peers::Peers, space::Space,
-};
+use super::{Outlet, PeerShard, Shard, ShardCommand, ShardParts, links};
 use crate::{
     clock::BootClock,
-    replica::Timing,
-    store::{Ready, Recovered, ShardStore},
+    store::{Ready, Recovered},
 };
 
 /// How often replicas see time pass.
@@ -43,23 +30,12 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most connections of one shard.
 const CONNECTIONS_MAX: usize = 1_024;
 
-/// Everything a shard starts with.
+/// Everything a shard's thread starts with.
 pub(crate) struct ShardStart {
-    pub(crate) index: usize,
-    pub(crate) shards: usize,
-    pub(crate) server: ServerId,
-    pub(crate) run: RunId,
-    pub(crate) cluster: String,
-    pub(crate) segment_bytes: u64,
-    pub(crate) timing: Timing,
-    pub(crate) rebuild: RebuildRate,
+    pub(crate) parts: ShardParts,
+    pub(crate) recovered: Vec<Recovered>,
     pub(crate) listener: std::net::TcpListener,
     pub(crate) commands: mpsc::Receiver<ShardCommand>,
-    pub(crate) reports: mpsc::Sender<ShardReport>,
-    pub(crate) hearing: Arc<Hearing>,
-    pub(crate) counters: Arc<ShardCounters>,
-    pub(crate) store: ShardStore,
-    pub(crate) recovered: Vec<Recovered>,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -69,7 +45,8 @@ pub(crate) struct ShardStart {
 ///
 /// If the thread cannot be started.
 pub(crate) fn start(start: ShardStart) -> io::Result<JoinHandle<io::Result<()>>> {
-    std::thread::Builder::new().name(format!("shard-{}", start.index)).spawn(move || {
+    let name = format!("shard-{}", start.parts.index);
+    std::thread::Builder::new().name(name).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, run(start))
     })
@@ -77,47 +54,10 @@ pub(crate) fn start(start: ShardStart) -> io::Result<JoinHandle<io::Result<()>>>
 
 async fn run(start: ShardStart) -> io::Result<()> {
     let listener = TcpListener::from_std(start.listener)?;
-    let turn = Rc::new(Notify::new());
-    let completions = start.store.ready()?;
-    let shard = Rc::new_cyclic(|me| {
-        RefCell::new(Shard {
-            index: start.index,
-            cluster: start.cluster,
-            server: start.server,
-            run: start.run,
-            timing: start.timing,
-            segment_bytes: start.segment_bytes,
-            clock: BootClock,
-            store: start.store,
-            owned: BTreeMap::new(),
-            journaled: VecDeque::new(),
-            by_segment: BTreeMap::new(),
-            records: BTreeMap::new(),
-            peers: Peers::default(),
-            open: OpenRequests::default(),
-            stalled: VecDeque::new(),
-            stalled_bytes: 0,
-            deleting: BTreeMap::new(),
-            jobs: BTreeMap::new(),
-            next_job: 0,
-            pace: Pace::new(start.rebuild),
-            reports: Reports::new(start.reports),
-            turn: Rc::clone(&turn),
-            me: me.clone(),
-            hearing: start.hearing,
-            counters: start.counters,
-            shards: start.shards,
-            space: Space::default(),
-            told_room: Room::ANY,
-            zeroed: false,
-            unplaced: VecDeque::new(),
-            ticks: 0,
-        })
-    });
-    for found in start.recovered {
-        shard.borrow_mut().recover(found);
-    }
-    shard.borrow_mut().look_at_space();
+    let shard = Shard::new(start.parts, Box::new(BootClock), start.recovered);
+    let (turn, completions) = (shard.turn(), shard.completions()?);
+    let shard = Rc::new(RefCell::new(shard));
+    links::connect(&shard);
     let shutdown = start.shutdown;
     let mut commands = start.commands;
     let tasks = async {
@@ -129,6 +69,7 @@ async fn run(start: ShardStart) -> io::Result<()> {
             async {
                 while let Some(command) = commands.recv().await {
                     shard.borrow_mut().command(command);
+                    links::connect(&shard);
                 }
             },
         );
@@ -164,23 +105,7 @@ async fn tick(shard: &Rc<RefCell<Shard>>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let mut shard = shard.borrow_mut();
-        shard.tick();
-        shard.poll_store();
-        shard.end_turn();
-    }
-}
-
-impl Shard {
-    fn end_turn(&mut self) {
-        self.tell_room();
-        self.give_turns();
-        self.send_leases();
-        self.store.submit();
-        if self.open.len() == 1 {
-            self.store.submit_read();
-            self.poll_store();
-        }
+        shard.borrow_mut().tick();
     }
 }
 
@@ -217,7 +142,10 @@ async fn serve(shard: &Rc<RefCell<Shard>>, stream: TcpStream) -> Result<(), Link
             sender.send(&Frame::Welcome(shard.borrow().welcome(refused)));
             match hello.who {
                 _ if refused.is_some() => Ok(()),
-                Some(rpc::hello::Who::Client(_)) => clients(shard, &mut reader, &sender).await,
+                Some(rpc::hello::Who::Client(_)) => {
+                    let sender: Rc<dyn Outlet> = Rc::new(sender.clone());
+                    clients(shard, &mut reader, &sender).await
+                }
                 Some(rpc::hello::Who::Server(who)) => peers(shard, &mut reader, &who).await,
                 None => Ok(()),
             }
@@ -234,11 +162,12 @@ async fn serve(shard: &Rc<RefCell<Shard>>, stream: TcpStream) -> Result<(), Link
 async fn clients(
     shard: &Rc<RefCell<Shard>>,
     reader: &mut FrameReader,
-    sender: &FrameSender,
+    sender: &Rc<dyn Outlet>,
 ) -> Result<(), LinkError> {
     while let Some(frame) = reader.next().await? {
-        let Frame::Request { id, request } = frame else { return Ok(()) };
-        shard.borrow_mut().client_request(sender, id, request);
+        if !shard.borrow_mut().client_frame(sender, frame) {
+            return Ok(());
+        }
     }
     Ok(())
 }
@@ -248,7 +177,8 @@ async fn peers(
     reader: &mut FrameReader,
     who: &rpc::HelloServer,
 ) -> Result<(), LinkError> {
-    let (peer, connection) = shard.borrow_mut().peer_connected(who);
+    let peer = PeerShard { server: ServerId(who.server), shard: who.shard as usize };
+    let connection = shard.borrow_mut().peer_connected(peer);
     while let Some(frame) = reader.next().await? {
         if !shard.borrow_mut().peer_frame(peer, connection, frame) {
             return Ok(());

@@ -1,0 +1,4 @@
+//! Shards with real stores on simulated ground, stepped by hand.
+
+mod cluster;
+mod net;
