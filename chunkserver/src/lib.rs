@@ -14,6 +14,7 @@
 mod clock;
 pub mod config;
 mod identity;
+mod load;
 pub mod replica;
 pub mod server;
 pub mod shard;

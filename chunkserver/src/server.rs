@@ -6,7 +6,7 @@ use std::{
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use crate::{
     clock::{BootClock, Clock as _},
     config::ChunkserverConfig,
     identity::{Folder, IdentityError, Membership},
+    load::{Busy, LoadMeter},
     shard::{
         self, Commands, Full, Hearing, REPORTS_MAX, ShardCommand, ShardCounters, ShardParts,
         ShardReport, ShardStart,
@@ -250,6 +251,7 @@ impl Server {
         let mut interval = tokio::time::interval(HEARTBEAT);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut known = Vec::new();
+        let mut load = LoadMeter::default();
         loop {
             interval.tick().await;
             let hears = self.hearing.since(BootClock.now(), HEARS);
@@ -258,7 +260,7 @@ impl Server {
                 run: self.registration.run,
                 devices: devices(&self.store),
                 hears: hears.iter().map(|s| s.0).collect(),
-                load: 0.0,
+                load: load.read(BootClock.now(), self.busy()),
             };
             let call = self.meta.call(HEARTBEAT_PATIENCE, |mut meta| {
                 let beat = beat.clone();
@@ -279,6 +281,17 @@ impl Server {
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "heartbeat not answered"),
             }
+        }
+    }
+
+    /// How long threads and devices were busy so far.
+    fn busy(&self) -> Busy {
+        let thread = |shard: &Arc<ShardCounters>| {
+            Duration::from_micros(shard.busy_us.load(Ordering::Relaxed))
+        };
+        Busy {
+            threads: self.metrics.shards.iter().map(thread).collect(),
+            devices: self.store.devices().iter().map(store::Device::busy).collect(),
         }
     }
 

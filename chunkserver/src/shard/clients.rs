@@ -1,18 +1,26 @@
 //! Requests of clients while they are open here, and their answers.
 
-use std::{collections::HashMap, rc::Rc, sync::atomic::Ordering::Relaxed};
+use std::{
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use tidewater_proto::{
     entry::Payload,
     frame::Frame,
     geometry::Extent,
-    ids::ReplicaId,
+    ids::{ReplicaId, VolumeId},
     peer::{Action, Refusal, Reply, Request},
     record::Route,
+    rpc,
 };
 
-use super::{Job, Outlet, Shard};
-use crate::replica::{Event, RequestId};
+use super::{
+    Job, Outlet, Shard, User,
+    usage::{Kind, Usage},
+};
+use crate::replica::{Event, RequestId, Time};
 
 /// Most client requests open at one shard; more are refused as busy.
 const OPEN_MAX: usize = 8_192;
@@ -61,28 +69,45 @@ impl OpenRequests {
 }
 
 struct Open {
-    client: Rc<dyn Outlet>,
+    outlet: Rc<dyn Outlet>,
+    usage: Arc<Usage>,
     id: u64,
     kind: Kind,
+    bytes: u64,
+    came: Time,
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
-    Read,
-    Write,
+/// A client's connection.
+pub struct Client {
+    outlet: Rc<dyn Outlet>,
+    user: User,
+    usage: Arc<Usage>,
 }
 
 impl Shard {
-    /// A frame from a client; false if its connection is to be closed. Answers go to `client`.
-    pub fn client_frame(&mut self, client: &Rc<dyn Outlet>, frame: Frame) -> bool {
+    /// A client has connected and said who it is. Answers go to `outlet`.
+    pub fn client_connected(&mut self, who: &rpc::HelloClient, outlet: Rc<dyn Outlet>) -> Client {
+        let user = User { program: who.program.clone(), volume: VolumeId(who.volume) };
+        let (user, usage) = self.users.connected(user, self.now());
+        Client { outlet, user, usage }
+    }
+
+    /// A client's connection has ended.
+    pub fn client_gone(&mut self, client: &Client) {
+        self.users.gone(&client.user, self.now());
+    }
+
+    /// A frame from a client; false if its connection is to be closed.
+    pub fn client_frame(&mut self, client: &Client, frame: Frame) -> bool {
         let Frame::Request { id, request } = frame else { return false };
         self.client_request(client, id, request);
         true
     }
 
-    fn client_request(&mut self, client: &Rc<dyn Outlet>, id: u64, request: Request<Payload>) {
-        if self.open.open.len() >= OPEN_MAX || client.queued_bytes() > REPLY_BYTES_MAX {
-            client.send(&Frame::Reply { id, reply: Reply::Refused(Refusal::Busy) });
+    fn client_request(&mut self, client: &Client, id: u64, request: Request<Payload>) {
+        let outlet = &client.outlet;
+        if self.open.open.len() >= OPEN_MAX || outlet.queued_bytes() > REPLY_BYTES_MAX {
+            outlet.send(&Frame::Reply { id, reply: Reply::Refused(Refusal::Busy) });
             return;
         }
         let kind = match request.action {
@@ -91,8 +116,10 @@ impl Shard {
         };
         self.open.last += 1;
         let ours = RequestId(self.open.last);
-        self.open.open.insert(ours, Open { client: Rc::clone(client), id, kind });
-        self.pace.client(moved_bytes(&request));
+        let (bytes, came) = (moved_bytes(&request), self.now());
+        let (outlet, usage) = (Rc::clone(outlet), Arc::clone(&client.usage));
+        self.open.open.insert(ours, Open { outlet, usage, id, kind, bytes, came });
+        self.pace.client(bytes);
         if let Err(refusal) = self.check(&request) {
             self.reply(ours, Reply::Refused(refusal));
             return;
@@ -182,13 +209,18 @@ impl Shard {
     /// Answers a client, if it still waits.
     pub(super) fn reply(&mut self, id: RequestId, reply: Reply) {
         let Some(open) = self.open.open.remove(&id) else { return };
-        let counter = match (&reply, open.kind) {
-            (Reply::Refused(_), _) => &self.counters.refused,
-            (_, Kind::Read) => &self.counters.reads,
-            (_, Kind::Write) => &self.counters.writes,
-        };
-        counter.fetch_add(1, Relaxed);
-        open.client.send(&Frame::Reply { id: open.id, reply });
+        if let Reply::Refused(_) = reply {
+            self.counters.refused.fetch_add(1, Relaxed);
+        } else {
+            let counter = match open.kind {
+                Kind::Read => &self.counters.reads,
+                Kind::Write => &self.counters.writes,
+            };
+            counter.fetch_add(1, Relaxed);
+            let took = self.now().since(open.came);
+            open.usage.count(open.kind, open.bytes, took);
+        }
+        open.outlet.send(&Frame::Reply { id: open.id, reply });
     }
 
     /// Reads for a client from what is applied.

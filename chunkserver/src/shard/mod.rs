@@ -18,6 +18,7 @@
 //! | `peers` | links to the shards of other servers |
 //! | `pace` | how fast learners are sent what they lack |
 //! | `space` | how much can still be taken |
+//! | `usage` | counters of who uses it |
 
 mod channels;
 mod clients;
@@ -31,6 +32,7 @@ mod runtime;
 mod space;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -57,12 +59,15 @@ use clients::OpenRequests;
 use pace::Pace;
 use peers::Peers;
 use space::Space;
+use usage::Users;
 
 pub use channels::REPORTS_MAX;
 pub(crate) use channels::{Commands, Full};
+pub use clients::Client;
 pub use outlet::{Outlet, SimOutlet};
 pub use pace::RebuildRate;
 pub use peers::{Hearing, PeerShard};
+pub use usage::{LATENCY_BOUNDS_US, OpCounts, UsageCounts, UsageTable, User};
 
 pub(crate) use runtime::{ShardStart, start};
 
@@ -130,6 +135,10 @@ pub struct ShardCounters {
     pub copied_bytes: std::sync::atomic::AtomicU64,
     /// Bytes a second that learners may be sent now.
     pub rebuild_rate: std::sync::atomic::AtomicU64,
+    /// Time that its thread was not waiting for anything to do, microseconds.
+    pub busy_us: std::sync::atomic::AtomicU64,
+    /// By program and volume.
+    pub usage: Arc<UsageTable>,
     /// 1 if the shard is so low on space that it takes no new chunks.
     pub low_on_space: std::sync::atomic::AtomicU64,
 }
@@ -217,6 +226,7 @@ pub struct Shard {
     turn: Rc<Notify>,
     hearing: Arc<Hearing>,
     counters: Arc<ShardCounters>,
+    users: Users,
     /// Chunkserver shards in all; each has its share of the devices.
     shards: usize,
     space: Space,
@@ -275,6 +285,7 @@ impl Shard {
             reports: Reports::new(parts.reports),
             turn: Rc::new(Notify::new()),
             hearing: parts.hearing,
+            users: Users::new(Arc::clone(&parts.counters.usage)),
             counters: parts.counters,
             shards: parts.shards,
             space: Space::default(),

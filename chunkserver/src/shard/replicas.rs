@@ -152,6 +152,7 @@ impl Shard {
     pub(super) fn tick_replicas(&mut self) {
         if self.ticks.is_multiple_of(TICKS_PER_SPACE_CHECK) {
             self.look_at_space();
+            self.users.sweep(self.now());
         }
         if self.ticks.is_multiple_of(TICKS_PER_LOSS_REPORT) {
             self.report_lost();

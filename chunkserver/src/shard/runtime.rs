@@ -1,7 +1,14 @@
 //! The shard's thread: one single-threaded runtime, one listener, and a turn that hands the journal
 //! everything that came together.
 
-use std::{cell::RefCell, io, rc::Rc, thread::JoinHandle, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use tidewater_proto::{
     frame::Frame,
@@ -17,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Outlet, PeerShard, Shard, ShardCommand, ShardParts, links};
+use super::{Client, PeerShard, Shard, ShardCommand, ShardCounters, ShardParts, links};
 use crate::{
     clock::BootClock,
     store::{Ready, Recovered},
@@ -27,6 +34,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(25);
 /// Time for a connection to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest name of a program, which becomes a label of metrics.
+const PROGRAM_BYTES_MAX: usize = 256;
 /// Most connections of one shard.
 const CONNECTIONS_MAX: usize = 1_024;
 
@@ -54,6 +63,7 @@ pub(crate) fn start(start: ShardStart) -> io::Result<JoinHandle<io::Result<()>>>
 
 async fn run(start: ShardStart) -> io::Result<()> {
     let listener = TcpListener::from_std(start.listener)?;
+    let counters = Arc::clone(&start.parts.counters);
     let shard = Shard::new(start.parts, Box::new(BootClock), start.recovered);
     let (turn, completions) = (shard.turn(), shard.completions()?);
     let shard = Rc::new(RefCell::new(shard));
@@ -65,7 +75,7 @@ async fn run(start: ShardStart) -> io::Result<()> {
             accept(&shard, &listener),
             turns(&shard, &turn),
             complete(&shard, &completions),
-            tick(&shard),
+            tick(&shard, &counters),
             async {
                 while let Some(command) = commands.recv().await {
                     shard.borrow_mut().command(command);
@@ -100,12 +110,15 @@ async fn complete(shard: &Rc<RefCell<Shard>>, completions: &Ready) {
     }
 }
 
-async fn tick(shard: &Rc<RefCell<Shard>>) {
+async fn tick(shard: &Rc<RefCell<Shard>>, counters: &ShardCounters) {
+    let runtime = tokio::runtime::Handle::current().metrics();
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
         shard.borrow_mut().tick();
+        let busy = runtime.worker_total_busy_duration(0);
+        counters.busy_us.store(busy.as_micros() as u64, Ordering::Relaxed);
     }
 }
 
@@ -142,9 +155,12 @@ async fn serve(shard: &Rc<RefCell<Shard>>, stream: TcpStream) -> Result<(), Link
             sender.send(&Frame::Welcome(shard.borrow().welcome(refused)));
             match hello.who {
                 _ if refused.is_some() => Ok(()),
-                Some(rpc::hello::Who::Client(_)) => {
-                    let sender: Rc<dyn Outlet> = Rc::new(sender.clone());
-                    clients(shard, &mut reader, &sender).await
+                Some(rpc::hello::Who::Client(who)) => {
+                    let outlet = Rc::new(sender.clone());
+                    let client = shard.borrow_mut().client_connected(&who, outlet);
+                    let ended = clients(shard, &mut reader, &client).await;
+                    shard.borrow_mut().client_gone(&client);
+                    ended
                 }
                 Some(rpc::hello::Who::Server(who)) => peers(shard, &mut reader, &who).await,
                 None => Ok(()),
@@ -162,10 +178,10 @@ async fn serve(shard: &Rc<RefCell<Shard>>, stream: TcpStream) -> Result<(), Link
 async fn clients(
     shard: &Rc<RefCell<Shard>>,
     reader: &mut FrameReader,
-    sender: &Rc<dyn Outlet>,
+    client: &Client,
 ) -> Result<(), LinkError> {
     while let Some(frame) = reader.next().await? {
-        if !shard.borrow_mut().client_frame(sender, frame) {
+        if !shard.borrow_mut().client_frame(client, frame) {
             return Ok(());
         }
     }
@@ -193,7 +209,12 @@ impl Shard {
         if hello.cluster != self.cluster {
             return Some("another cluster");
         }
-        if hello.version == 0 || hello.who.is_none() {
+        let named = match &hello.who {
+            Some(rpc::hello::Who::Client(who)) => who.program.len() <= PROGRAM_BYTES_MAX,
+            Some(rpc::hello::Who::Server(_)) => true,
+            None => false,
+        };
+        if hello.version == 0 || !named {
             return Some("malformed hello");
         }
         None

@@ -21,6 +21,7 @@ use tidewater_proto::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
+    busy::BusyTime,
     disk::{Disk, DiskError, DiskFile, DiskOp, Mode, Part},
     limits::{Bucket, Limits},
     slots::{NoSpace, Slots},
@@ -103,6 +104,7 @@ pub struct Device {
     bucket: Mutex<Bucket>,
     started: Instant,
     failed: AtomicBool,
+    busy: BusyTime,
 }
 
 /// How to open a device.
@@ -140,6 +142,7 @@ impl Device {
             bucket: Mutex::default(),
             started: Instant::now(),
             failed: AtomicBool::new(false),
+            busy: BusyTime::default(),
         })
     }
 
@@ -181,6 +184,11 @@ impl Device {
         (slots.available(), slots.capacity())
     }
 
+    /// Time in which an operation was under way, since it was opened.
+    pub fn busy(&self) -> Duration {
+        self.busy.total()
+    }
+
     /// Whether it keeps no limits.
     pub(crate) fn is_unlimited(&self) -> bool {
         self.limits.is_unlimited()
@@ -207,6 +215,7 @@ impl Device {
 
     /// Reads from a slot.
     pub(crate) fn read(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        let _busy = self.busy.begin();
         self.enter(buf.len())?;
         let unreadable = |source| DeviceError::Unreadable { device: self.name.clone(), source };
         self.file.read_at(slot_offset(slot) + offset, buf).map_err(unreadable)
@@ -214,6 +223,7 @@ impl Device {
 
     /// Writes parts given by slot and offset within it.
     pub(crate) fn write(&self, parts: &[(u32, u64, &[Bytes])]) -> Result<(), DeviceError> {
+        let _busy = self.busy.begin();
         for (_, _, pieces) in parts {
             self.enter(pieces.iter().map(Bytes::len).sum())?;
         }
@@ -228,6 +238,7 @@ impl Device {
 
     /// Makes all that was written durable.
     pub(crate) fn sync(&self) -> Result<(), DeviceError> {
+        let _busy = self.busy.begin();
         self.enter(0)?;
         self.file.sync().map_err(|e| self.fail(e))
     }

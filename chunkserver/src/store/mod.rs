@@ -19,6 +19,7 @@
 //! freed. Each arrow waits for the one before it to be durable; tests take the power at every write.
 
 mod base;
+mod busy;
 pub mod catalog;
 mod crew;
 mod destage;

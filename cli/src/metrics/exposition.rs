@@ -33,6 +33,12 @@ impl Exposition {
         Family { name: name.to_owned(), text: &mut self.text }
     }
 
+    /// Starts a metric that says how values are distributed.
+    pub(crate) fn histogram(&mut self, name: &str, help: &str) -> Family<'_> {
+        write!(self.text, "# HELP {name} {help}\n# TYPE {name} histogram\n").expect(INFALLIBLE);
+        Family { name: name.to_owned(), text: &mut self.text }
+    }
+
     /// A metric with one sample and no labels.
     pub(crate) fn single(&mut self, name: &str, kind: Kind, help: &str, value: f64) {
         self.family(name, kind, help).sample(&[], value);
@@ -51,16 +57,41 @@ pub(crate) struct Family<'a> {
 }
 
 impl Family<'_> {
+    /// Adds the samples of a distribution: how many values are at most each bound, and their count and sum.
+    pub(crate) fn distribution(
+        &mut self,
+        labels: &[(&str, &str)],
+        within: impl IntoIterator<Item = (f64, u64)>,
+        count: u64,
+        sum: f64,
+    ) {
+        let with = |bound: &str, value: u64, family: &mut Self| {
+            let labels = [labels, &[("le", bound)]].concat();
+            family.suffixed("_bucket", &labels, value as f64);
+        };
+        for (bound, value) in within {
+            with(&bound.to_string(), value, self);
+        }
+        with("+Inf", count, self);
+        self.suffixed("_sum", labels, sum);
+        self.suffixed("_count", labels, count as f64);
+    }
+
     /// Adds a sample. Label names are constants; values may be any text.
     pub(crate) fn sample(&mut self, labels: &[(&str, &str)], value: f64) -> &mut Self {
+        self.suffixed("", labels, value);
+        self
+    }
+
+    fn suffixed(&mut self, suffix: &str, labels: &[(&str, &str)], value: f64) {
         self.text.push_str(&self.name);
+        self.text.push_str(suffix);
         if !labels.is_empty() {
             let pairs: Vec<_> =
                 labels.iter().map(|(name, text)| format!("{name}=\"{}\"", escape(text))).collect();
             write!(self.text, "{{{}}}", pairs.join(",")).expect(INFALLIBLE);
         }
         writeln!(self.text, " {value}").expect(INFALLIBLE);
-        self
     }
 }
 
@@ -89,6 +120,27 @@ mod tests {
              # HELP tidewater_gateway_sessions Sessions.\n\
              # TYPE tidewater_gateway_sessions gauge\n\
              tidewater_gateway_sessions 0.5\n"
+        );
+    }
+
+    #[test]
+    fn a_distribution_has_buckets_sum_and_count() {
+        let mut metrics = Exposition::default();
+        metrics.histogram("tidewater_x_seconds", "X.").distribution(
+            &[("op", "read")],
+            [(0.001, 2), (0.5, 3)],
+            4,
+            2.25,
+        );
+        assert_eq!(
+            metrics.finish(),
+            "# HELP tidewater_x_seconds X.\n\
+             # TYPE tidewater_x_seconds histogram\n\
+             tidewater_x_seconds_bucket{op=\"read\",le=\"0.001\"} 2\n\
+             tidewater_x_seconds_bucket{op=\"read\",le=\"0.5\"} 3\n\
+             tidewater_x_seconds_bucket{op=\"read\",le=\"+Inf\"} 4\n\
+             tidewater_x_seconds_sum{op=\"read\"} 2.25\n\
+             tidewater_x_seconds_count{op=\"read\"} 4\n"
         );
     }
 }

@@ -1,6 +1,7 @@
 //! A chunkserver and its metrics.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::Path,
     sync::{Arc, OnceLock, atomic::Ordering},
@@ -9,7 +10,7 @@ use std::{
 use tidewater_chunkserver::{
     ChunkserverConfig, ServerMetrics,
     replica::Timing,
-    shard::RebuildRate,
+    shard::{LATENCY_BOUNDS_US, OpCounts, RebuildRate},
     store::{DeviceConfig, LimitsConfig, StoreConfig, device::Tier},
 };
 use tidewater_proto::rpc;
@@ -147,6 +148,13 @@ fn text(metrics: Option<&ServerMetrics>) -> String {
     let (held, led) =
         (sum(|s| s.replicas.load(Ordering::Relaxed)), sum(|s| s.primaries.load(Ordering::Relaxed)));
     replicas.sample(&[("role", "primary")], led).sample(&[("role", "secondary")], held - led);
+    usage_text(&mut out, metrics);
+    out.single(
+        "tidewater_shard_busy_seconds_total",
+        Kind::Counter,
+        "Time that the shards' threads were not waiting for something to do.",
+        sum(|s| s.busy_us.load(Ordering::Relaxed)) / 1e6,
+    );
     out.single(
         "tidewater_rebuild_bytes_total",
         Kind::Counter,
@@ -166,6 +174,45 @@ fn text(metrics: Option<&ServerMetrics>) -> String {
         sum(|s| s.low_on_space.load(Ordering::Relaxed)),
     );
     out.finish()
+}
+
+/// A metric's name, what it says, and its value.
+type Family = (&'static str, &'static str, fn(&OpCounts) -> u64);
+
+/// What each program does on each volume.
+fn usage_text(out: &mut Exposition, metrics: &ServerMetrics) {
+    let mut counts = BTreeMap::new();
+    for shard in &metrics.shards {
+        shard.usage.add_to(&mut counts);
+    }
+    let samples: Vec<_> = counts
+        .iter()
+        .flat_map(|(user, counts)| {
+            [("read", &counts.reads), ("write", &counts.writes)]
+                .map(|(op, counts)| (user.program.as_str(), user.volume.to_string(), op, counts))
+        })
+        .collect();
+    let families: [Family; 2] = [
+        ("tidewater_program_ops_total", "Requests answered, by program and volume.", |c| c.ops),
+        ("tidewater_program_bytes_total", "Bytes read and written, by program and volume.", |c| {
+            c.bytes
+        }),
+    ];
+    for (name, help, value) in families {
+        let mut family = out.family(name, Kind::Counter, help);
+        for (program, volume, op, counts) in &samples {
+            let labels = [("program", *program), ("volume", volume.as_str()), ("op", *op)];
+            family.sample(&labels, value(counts) as f64);
+        }
+    }
+    let help = "Time from the arrival of a request to its answer.";
+    let mut family = out.histogram("tidewater_program_io_duration_seconds", help);
+    for (program, volume, op, counts) in &samples {
+        let labels = [("program", *program), ("volume", volume.as_str()), ("op", *op)];
+        let bounds = LATENCY_BOUNDS_US.map(|micros| micros as f64 / 1e6);
+        let within = bounds.into_iter().zip(counts.within);
+        family.distribution(&labels, within, counts.ops, counts.micros as f64 / 1e6);
+    }
 }
 
 type Counters = tidewater_chunkserver::shard::ShardCounters;

@@ -32,6 +32,8 @@ fn every_process_serves_its_metrics() {
     let (cluster, gateway) = (&scene.cluster, scene.gateway);
     let mut nbd = scene.nbd();
     nbd.write(0, &[1; 4096], false).expect("written");
+    let segment = cluster.segments(scene.volume).expect("listed").remove(0);
+    let primary = segment.members.iter().find(|m| m.replica == segment.primary).expect("a member");
     for seat in cluster.seats() {
         let named = match seat {
             Seat::Meta(_) => "tidewater_segments{state=\"placed\"} 1",
@@ -44,9 +46,24 @@ fn every_process_serves_its_metrics() {
         let told = wait_until(named, ANSWER_LIMIT, || {
             let text = get(cluster.metrics_address(seat), "/metrics");
             assert!(text.starts_with("HTTP/1.1 200 "), "{seat}: {text}");
-            if text.contains(named) { Ok(()) } else { Err(text) }
+            if text.contains(named) { Ok(text) } else { Err(text) }
         });
-        told.unwrap_or_else(|error| panic!("{seat}: {error}"));
+        let text = told.unwrap_or_else(|error| panic!("{seat}: {error}"));
+        let leads = matches!(seat, Seat::Chunkserver(_))
+            && cluster.server_run(seat).expect("up").server == primary.server;
+        if leads {
+            let busy =
+                text.lines().find_map(|l| l.strip_prefix("tidewater_shard_busy_seconds_total "));
+            let busy: f64 = busy.and_then(|value| value.parse().ok()).expect("a number");
+            assert!(busy > 0.0, "{text}");
+            for line in [
+                "tidewater_program_ops_total{program=\"nbd\",volume=\"v1\",op=\"write\"} 1",
+                "tidewater_program_bytes_total{program=\"nbd\",volume=\"v1\",op=\"write\"} 4096",
+                "tidewater_program_io_duration_seconds_count{program=\"nbd\",volume=\"v1\",op=\"write\"} 1",
+            ] {
+                assert!(text.lines().any(|l| l == line), "{seat}: {line} is not in\n{text}");
+            }
+        }
     }
     assert!(get(cluster.metrics_address(gateway), "/").starts_with("HTTP/1.1 404 "));
 }

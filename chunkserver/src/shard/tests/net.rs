@@ -18,6 +18,7 @@ use tidewater_proto::{
     },
     peer::{Action, Reply, Request},
     record::{Durability, Member, SegmentRecord, ServerAddress, SetChange},
+    rpc,
 };
 use tokio::sync::mpsc;
 
@@ -347,8 +348,11 @@ impl Net {
             action,
         };
         let primary = self.record.member(self.record.primary).expect("a member").server;
-        let client: Rc<dyn Outlet> = Rc::new(self.client.clone());
-        self.shard(primary.0).client_frame(&client, Frame::Request { id: number, request });
+        let outlet = Rc::new(self.client.clone());
+        let shard = self.shard(primary.0);
+        let client = shard.client_connected(&rpc::HelloClient::default(), outlet);
+        shard.client_frame(&client, Frame::Request { id: number, request });
+        shard.client_gone(&client);
         for _ in 0..200 {
             self.settle();
             match self.client.take() {
