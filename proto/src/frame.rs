@@ -344,11 +344,15 @@ impl Encoder {
 
     fn answer(&mut self, message: &ToPrimary<Payload>) -> u8 {
         match message {
-            ToPrimary::Appended { received, durable, room } => {
+            ToPrimary::Appended { received, durable, room, filling } => {
                 // 0 says `Room::ANY`, which wraps.
                 self.header.code = room.0.wrapping_add(1).into();
                 self.header.position = received.0.into();
                 self.header.previous = durable.0.into();
+                if let Some(have) = filling {
+                    self.header.flags = FLAG.into();
+                    self.header.commit = have.0.into();
+                }
                 kind::APPENDED
             }
             ToPrimary::Mismatch { last, commit } => self.at(*last, *commit, kind::MISMATCH),
@@ -668,6 +672,7 @@ impl Decoder<'_> {
                 received: Sequence(self.header.position.get()),
                 durable: Sequence(self.header.previous.get()),
                 room: Room(self.header.code.get().wrapping_sub(1)),
+                filling: self.flag().then(|| self.commit()),
             },
             kind::MISMATCH => ToPrimary::Mismatch { last: self.position(), commit: self.commit() },
             kind::ANSWER => ToPrimary::Answer { last: self.position(), commit: self.commit() },

@@ -112,6 +112,9 @@ pub enum ToPrimary<P> {
         durable: Sequence,
         /// What may follow behind `received`.
         room: Room,
+        /// Set while the copy is being filled: where it ended before. What it has received says nothing of
+        /// what is below.
+        filling: Option<Sequence>,
     },
     /// To an `Append` or `Commit` that does not fit: a gap, or another entry at `previous`.
     Mismatch {

@@ -20,10 +20,18 @@ pub(super) struct Activation {
     /// The other members, and when each was last heard.
     others: BTreeMap<ReplicaId, Time>,
     answers: BTreeMap<ReplicaId, Answer>,
-    /// Member whose tail is being fetched, and its end.
-    fetching: Option<(ReplicaId, Position)>,
+    fetching: Option<Fetching>,
     asked_at: Time,
     proposed_at: Option<Time>,
+}
+
+/// The longest tail on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Fetching {
+    from: ReplicaId,
+    last: Position,
+    /// The own log is the same up to here.
+    same: Sequence,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,9 +87,8 @@ impl<P: Clone> Replica<P> {
                 self.send(other, FromPrimary::Query, out);
             }
         }
-        if let Some((from, _)) = activation.fetching {
-            let first = self.log.last().sequence.next();
-            self.send(from, FromPrimary::Fetch { from: first }, out);
+        if let Some(Fetching { from, same, .. }) = activation.fetching {
+            self.send(from, FromPrimary::Fetch { from: same.next() }, out);
         }
     }
 
@@ -169,15 +176,17 @@ impl<P: Clone> Replica<P> {
         match longest {
             None => self.settle(now, out),
             Some((from, last)) => {
-                self.truncate(self.commit);
+                let same = self.commit;
                 if let Role::Activating(activation) = &mut self.role {
-                    activation.fetching = Some((from, last));
+                    activation.fetching = Some(Fetching { from, last, same });
                 }
                 self.ask_members(out);
             }
         }
     }
 
+    /// Takes an entry of the longest tail. One that is here stays as it is: it may be committed, and on its
+    /// way to the disk again it would be missing for a while. What differs gives way.
     fn take_tail(
         &mut self,
         now: Time,
@@ -186,14 +195,19 @@ impl<P: Clone> Replica<P> {
         last: Position,
         out: &mut Vec<Effect<P>>,
     ) {
-        let Role::Activating(activation) = &self.role else { return };
-        let fits = activation.fetching == Some((from, last))
-            && entry.position.sequence == self.log.last().sequence.next();
-        if !fits {
+        let Role::Activating(activation) = &mut self.role else { return };
+        let at = entry.position;
+        let Some(fetching) = &mut activation.fetching else { return };
+        let fits = (fetching.from, fetching.last) == (from, last);
+        if !fits || at.sequence != fetching.same.next() {
             return;
         }
-        self.append(entry, out);
-        if self.log.last() == last {
+        let before = std::mem::replace(&mut fetching.same, at.sequence);
+        if !self.log.agrees(at) {
+            self.truncate(before);
+            self.append(entry, out);
+        }
+        if at == last {
             self.settle(now, out);
         }
     }

@@ -148,6 +148,26 @@ impl<P: Clone> Replica<P> {
         out.push(Effect::PlanCopy { learner });
     }
 
+    /// A learner that is not whole has received so much: it counts for nothing but its flow. A copy that
+    /// this primary does not know of, or no more, begins again.
+    pub(super) fn take_ack_of_filling(
+        &mut self,
+        learner: ReplicaId,
+        received: Sequence,
+        have: Sequence,
+        out: &mut Vec<Effect<P>>,
+    ) {
+        let Some(peer) = self.peer_mut(learner) else { return };
+        match peer.part {
+            Part::Copies(_) => {
+                peer.flow.received(received);
+                self.copy_progress(learner, out);
+            }
+            Part::Probed | Part::Follows => self.start_copy(learner, have, out),
+            Part::Member => {}
+        }
+    }
+
     pub(super) fn copy_planned(
         &mut self,
         learner: ReplicaId,

@@ -155,7 +155,8 @@ impl<P: Clone> Replica<P> {
         let matched = following.matched.max(self.commit);
         let received = matched.min(self.log.last().sequence);
         let durable = self.durable.min(matched);
-        let message = ToPrimary::Appended { received, durable, room: self.room };
+        let (room, filling) = (self.room, self.copying);
+        let message = ToPrimary::Appended { received, durable, room, filling };
         self.send(following.primary, message, out);
     }
 
@@ -200,8 +201,10 @@ impl<P: Clone> Replica<P> {
     fn show_life(&self, out: &mut Vec<Effect<P>>) {
         let Role::Following(following) = &self.role else { return };
         if following.queried && self.promised_durable == self.promised {
-            let (received, durable, room) = (Sequence(0), Sequence(0), self.room);
-            self.send(following.primary, ToPrimary::Appended { received, durable, room }, out);
+            let (received, durable) = (Sequence(0), Sequence(0));
+            let (room, filling) = (self.room, self.copying);
+            let message = ToPrimary::Appended { received, durable, room, filling };
+            self.send(following.primary, message, out);
         }
     }
 

@@ -63,8 +63,10 @@ pub(super) struct Serving<P> {
     activation: Sequence,
     pub(super) peers: BTreeMap<ReplicaId, Peer>,
     pub(super) leases: Holder,
-    /// Learner proposed as a member: commits and leases need it too until the outcome is known.
+    /// Learner that is to be a member: commits and leases need it too until the outcome is known.
     pub(super) adding: Option<ReplicaId>,
+    /// It was proposed, so that the epoch with it may be committed at any time.
+    offered: bool,
     proposed_at: Option<Time>,
     reported_at: Option<Time>,
     pub(super) probed_at: Time,
@@ -90,6 +92,7 @@ impl<P> Serving<P> {
             peers: BTreeMap::new(),
             leases: Holder::new(lease_numbers),
             adding: None,
+            offered: false,
             proposed_at: None,
             reported_at: None,
             probed_at: Time::default(),
@@ -169,7 +172,7 @@ impl<P: Clone> Replica<P> {
         }
         // A record of the same epoch may be the answer to a refused proposal: it keeps its pace.
         if record_epoch > s.epoch {
-            (s.adding, s.proposed_at) = (None, None);
+            (s.adding, s.offered, s.proposed_at) = (None, false, None);
         }
         s.epoch = epoch;
         if token > s.token {
@@ -252,13 +255,16 @@ impl<P: Clone> Replica<P> {
         out: &mut Vec<Effect<P>>,
     ) {
         match *message {
-            ToPrimary::Appended { received, durable, room } => {
+            ToPrimary::Appended { received, durable, room, filling } => {
                 if let Role::Serving(s) = &mut self.role
                     && let Some(peer) = s.peers.get_mut(&from)
                 {
                     peer.room = room;
                 }
-                self.take_ack(now, from, received, durable, out);
+                match filling {
+                    Some(have) => self.take_ack_of_filling(from, received, have, out),
+                    None => self.take_ack(now, from, received, durable, out),
+                }
                 self.uncrowd(now, out);
             }
             ToPrimary::Mismatch { last, commit } => {
@@ -293,8 +299,7 @@ impl<P: Clone> Replica<P> {
         let Some(peer) = s.peers.get_mut(&from) else { return };
         peer.flow.received(received);
         if let Part::Copies(_) = peer.part {
-            // It is not whole, so what it has counts for nothing yet.
-            self.copy_progress(from, out);
+            // From before the copy began.
             return;
         }
         if let Part::Probed = peer.part {
@@ -452,27 +457,40 @@ impl<P: Clone> Replica<P> {
         }
     }
 
-    /// Proposes a learner that has caught up. From here on commits need it (rule 8).
+    /// Proposes a learner that has caught up (rule 8). First commits need it, then it is waited for until
+    /// it has all that is committed, and only then is it proposed: so whenever the epoch with it is
+    /// committed, every committed entry is on it.
     fn propose_promotion(&mut self, now: Time, out: &mut Vec<Effect<P>>) {
-        let (commit, last) = (self.commit, self.log.last().sequence);
+        let (commit, last, patience) =
+            (self.commit, self.log.last().sequence, self.timing.repeat * 2);
         let Role::Serving(s) = &mut self.role else { return };
         if !s.is_active(commit) {
             return;
         }
-        let near =
-            |p: &Peer| matches!(p.part, Part::Follows) && p.durable.0 + CAUGHT_UP_ENTRIES >= last.0;
-        let candidate = s.adding.or_else(|| s.peers.iter().find(|(_, p)| near(p)).map(|(&r, _)| r));
-        let Some(replica) = candidate else { return };
-        let epoch = s.epoch;
-        if self.may_propose(now) {
-            if let Role::Serving(s) = &mut self.role {
-                s.adding = Some(replica);
-            }
-            // It is needed now, so it is sent all there is.
-            self.push(replica, out);
-            let change = SetChange::Promote { replica };
-            out.push(Effect::Propose { epoch, change, reason: Reason::CaughtUp });
+        let follows = |p: &Peer| matches!(p.part, Part::Follows) && now.since(p.heard) < patience;
+        // Nobody was told of it yet, so it can be let go as it was taken.
+        if !s.offered && s.adding.is_some_and(|r| !s.peers.get(&r).is_some_and(follows)) {
+            s.adding = None;
         }
+        if s.adding.is_none() {
+            let near = |p: &Peer| follows(p) && p.durable.0 + CAUGHT_UP_ENTRIES >= last.0;
+            let Some((&next, _)) = s.peers.iter().find(|(_, p)| near(p)) else { return };
+            s.adding = Some(next);
+            // It is needed now, so it is sent all there is.
+            self.push(next, out);
+        }
+        let Role::Serving(s) = &mut self.role else { return };
+        let Some(replica) = s.adding else { return };
+        let whole = s.peers.get(&replica).is_some_and(|p| p.durable >= commit);
+        let epoch = s.epoch;
+        if !(whole || s.offered) || !self.may_propose(now) {
+            return;
+        }
+        if let Role::Serving(s) = &mut self.role {
+            s.offered = true;
+        }
+        let change = SetChange::Promote { replica };
+        out.push(Effect::Propose { epoch, change, reason: Reason::CaughtUp });
     }
 
     pub(super) fn connected(&mut self, now: Time, peer: ReplicaId, out: &mut Vec<Effect<P>>) {

@@ -3,6 +3,7 @@
 
 mod catchup;
 mod histories;
+mod model;
 mod rules;
 mod space;
 mod store;

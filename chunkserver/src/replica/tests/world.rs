@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     time::Duration,
 };
 
@@ -31,7 +32,7 @@ pub(super) struct Node {
 }
 
 /// Everything there is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct World {
     pub(super) now: Time,
     pub(super) nodes: BTreeMap<ReplicaId, Node>,
@@ -46,12 +47,24 @@ pub(super) struct World {
     pub(super) fenced: Token,
     /// Primaries that wait to send something bulky, and to whom.
     pub(super) turns: VecDeque<(ReplicaId, ReplicaId)>,
+    /// Chunks that are being read for learners.
+    reads: VecDeque<ChunkRead>,
     /// Turns are given by the test alone.
     pub(super) holds_turns: bool,
     /// Chunks that cannot be read for learners now.
     pub(super) unreadable: Vec<u32>,
     /// Contents of the chunks that were read for learners; an image on its way is a place here.
     images: Vec<BTreeMap<u32, Value>>,
+}
+
+/// A chunk as a primary read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct ChunkRead {
+    by: ReplicaId,
+    learner: ReplicaId,
+    chunk: u32,
+    changed: Sequence,
+    image: Option<Value>,
 }
 
 /// A reply without what differs between equal histories.
@@ -110,6 +123,46 @@ fn member(replica: ReplicaId) -> Member {
     Member { replica, server: ServerId(replica.0), fresh: false }
 }
 
+/// What a failure has to say: a line for the record, each copy and each link.
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let r = self.record();
+        let ids = |of: &[Member]| of.iter().map(|m| m.replica).collect::<Vec<_>>();
+        let (members, learners) = (ids(&r.members), ids(&r.learners));
+        let (epoch, primary) = (r.epoch, r.primary);
+        writeln!(f, "{epoch:?} led by {primary}, members {members:?}, learners {learners:?}")?;
+        for (id, node) in &self.nodes {
+            let disk = &node.disk;
+            let (base, queued, copying) = (disk.base, disk.queued.len(), disk.copying);
+            write!(f, "{id}: on disk {base} and {} entries", disk.entries.len())?;
+            write!(f, ", {queued} queued, copying {copying:?}; ")?;
+            match &node.replica {
+                Some(replica) => writeln!(f, "{}", replica.summary())?,
+                None => writeln!(f, "off")?,
+            }
+        }
+        for ((from, to), queue) in &self.links {
+            let messages: Vec<_> = queue.iter().map(|envelope| &envelope.message).collect();
+            writeln!(f, "{from} to {to}: {messages:?}")?;
+        }
+        write!(f, "proposed {:?}", self.proposals)
+    }
+}
+
+impl<P> Replica<P> {
+    fn summary(&self) -> String {
+        let role = match &self.role {
+            Role::Idle => "idle".to_owned(),
+            Role::Following(following) => format!("follows {}", following.primary),
+            Role::Activating(_) => "activates".to_owned(),
+            Role::Serving(s) => format!("serves {:?}, adding {:?}", s.epoch, s.adding),
+        };
+        let (promised, base, last, commit) =
+            (self.promised, self.log.base(), self.log.last(), self.commit);
+        format!("{role}, promised {promised:?}, log {base} to {last}, commit {commit:?}")
+    }
+}
+
 impl Answer {
     /// A block of one value.
     pub(super) fn block(value: Value) -> Self {
@@ -147,6 +200,7 @@ impl World {
             active: Vec::new(),
             fenced: Token(0),
             turns: VecDeque::new(),
+            reads: VecDeque::new(),
             holds_turns: false,
             unreadable: Vec::new(),
             images: Vec::new(),
@@ -215,6 +269,7 @@ impl World {
         let node = self.nodes.get_mut(&id).expect("known");
         node.replica = None;
         node.disk.queued.clear();
+        self.reads.retain(|read| read.by != id);
         self.links.retain(|(from, to), _| *from != id && *to != id);
     }
 
@@ -290,6 +345,11 @@ impl World {
         }
     }
 
+    /// Chunks that were read for learners so far.
+    pub(super) fn images(&self) -> usize {
+        self.images.len()
+    }
+
     fn read_chunk(&mut self, id: ReplicaId, learner: ReplicaId, chunk: u32) {
         if self.unreadable.contains(&chunk) {
             self.step(id, Event::CopyUnread { learner, chunk });
@@ -302,7 +362,15 @@ impl World {
             }
             None => (self.replica(id).commit_point(), None),
         };
-        self.step(id, Event::CopyRead { learner, chunk, changed, image });
+        self.reads.push_back(ChunkRead { by: id, learner, chunk, changed, image });
+    }
+
+    /// The oldest read of a chunk is done; what was applied meanwhile is not in it.
+    pub(super) fn finish_read(&mut self) -> bool {
+        let Some(read) = self.reads.pop_front() else { return false };
+        let ChunkRead { by, learner, chunk, changed, image } = read;
+        self.step(by, Event::CopyRead { learner, chunk, changed, image });
+        true
     }
 
     fn replied(&mut self, request: RequestId, reply: &Reply) {
@@ -380,6 +448,22 @@ impl World {
         }
     }
 
+    /// The second message of a link is before the first.
+    pub(super) fn overtake(&mut self, link: (ReplicaId, ReplicaId)) {
+        if let Some(queue) = self.links.get_mut(&link).filter(|queue| queue.len() > 1) {
+            queue.swap(0, 1);
+        }
+    }
+
+    /// The oldest message of a link comes twice.
+    pub(super) fn repeat(&mut self, link: (ReplicaId, ReplicaId)) {
+        if let Some(queue) = self.links.get_mut(&link) {
+            let first = queue.front().cloned();
+            queue.extend(first);
+            queue.rotate_right(1);
+        }
+    }
+
     /// Delivers and persists until nothing is under way.
     pub(super) fn settle(&mut self) {
         for _ in 0..10_000 {
@@ -393,12 +477,13 @@ impl World {
                 busy |= self.deliver(link, 0);
             }
             busy |= !self.holds_turns && self.give_turn();
+            busy |= self.finish_read();
             self.check();
             if !busy {
                 return;
             }
         }
-        panic!("the world does not come to rest: {self:#?}");
+        panic!("the world does not come to rest: {self:?}");
     }
 
     /// Whoever waits longest may send something bulky.
@@ -458,7 +543,7 @@ impl World {
     }
 
     /// Chunks that a copy would have to give space to.
-    fn fresh_chunks(&self, id: ReplicaId, action: &Action<Value>) -> Vec<u32> {
+    pub(super) fn fresh_chunks(&self, id: ReplicaId, action: &Action<Value>) -> Vec<u32> {
         let (Action::Write { extent, .. } | Action::Compare { extent, .. }) = action else {
             return Vec::new();
         };
@@ -538,7 +623,7 @@ impl World {
             .filter(|(_, n)| n.replica.as_ref().is_some_and(|r| self.may_serve_reads(r)))
             .map(|(&id, _)| id)
             .collect();
-        assert!(serving.len() <= 1, "INV-EPOCH: {serving:?} serve reads at once\n{self:#?}");
+        assert!(serving.len() <= 1, "INV-EPOCH: {serving:?} serve reads at once\n{self:?}");
         for &id in &serving {
             self.check_sees_everything(id);
         }
@@ -559,8 +644,10 @@ impl World {
     fn check_sees_everything(&self, id: ReplicaId) {
         let replica = self.replica(id);
         for (request, at) in &self.acked {
-            let there = replica.log.kept(*at) && at.sequence <= replica.commit;
-            assert!(there, "INV-LIN: {id} serves reads without {request:?} at {at}\n{self:#?}");
+            // Below the base the log has only what is committed, and no epochs after a restart.
+            let kept = at.sequence <= replica.log.base().sequence || replica.log.kept(*at);
+            let there = kept && at.sequence <= replica.commit;
+            assert!(there, "INV-LIN: {id} serves reads without {request:?} at {at}\n{self:?}");
         }
     }
 
@@ -573,7 +660,7 @@ impl World {
                 for sequence in first.0..=upto.0 {
                     let sequence = Sequence(sequence);
                     let (a, b) = (left.log.position(sequence), right.log.position(sequence));
-                    assert_eq!(a, b, "INV-LOG: {x} and {y} differ at {sequence}\n{self:#?}");
+                    assert_eq!(a, b, "INV-LOG: {x} and {y} differ at {sequence}\n{self:?}");
                 }
             }
         }
@@ -588,7 +675,7 @@ impl World {
             }
             for (request, at) in &self.acked {
                 let there = disk.has(*at);
-                assert!(there, "INV-ACK: {} lacks {request:?} at {at}\n{self:#?}", member.replica);
+                assert!(there, "INV-ACK: {} lacks {request:?} at {at}\n{self:?}", member.replica);
             }
         }
     }
@@ -599,7 +686,7 @@ impl World {
             let Some(replica) = &node.replica else { continue };
             let mut highest = Token(0);
             for entry in replica.log.above(Sequence(0)) {
-                assert!(entry.token >= highest, "INV-FENCE: {entry:?}\n{self:#?}");
+                assert!(entry.token >= highest, "INV-FENCE: {entry:?}\n{self:?}");
                 highest = highest.max(entry.token);
             }
         }
@@ -641,7 +728,7 @@ impl World {
                 return;
             }
         }
-        panic!("the world does not come to rest: {self:#?}");
+        panic!("the world does not come to rest: {self:?}");
     }
 
     /// Takes one step after another until `reached`.
@@ -656,6 +743,7 @@ impl World {
                 self.persist_one(id);
             }
             self.give_turn();
+            self.finish_read();
             for link in links {
                 if reached(self) {
                     return;
@@ -663,6 +751,6 @@ impl World {
                 self.deliver(link, 0);
             }
         }
-        panic!("never reached: {self:#?}");
+        panic!("never reached: {self:?}");
     }
 }
