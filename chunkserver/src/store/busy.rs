@@ -21,12 +21,27 @@ pub(crate) struct Operation<'a>(&'a BusyTime);
 
 impl BusyTime {
     pub(crate) fn begin(&self) -> Operation<'_> {
+        self.enter();
+        Operation(self)
+    }
+
+    /// An operation is under way until [`leave`](Self::leave).
+    pub(crate) fn enter(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.under_way += 1;
         if state.under_way == 1 {
             state.since = Some(Instant::now());
         }
-        Operation(self)
+    }
+
+    /// One that entered has ended.
+    pub(crate) fn leave(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.under_way -= 1;
+        if state.under_way == 0 {
+            let spent = state.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            state.total += spent;
+        }
     }
 
     /// In all, the present operation included.
@@ -38,12 +53,7 @@ impl BusyTime {
 
 impl Drop for Operation<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.under_way -= 1;
-        if state.under_way == 0 {
-            let spent = state.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-            state.total += spent;
-        }
+        self.0.leave();
     }
 }
 

@@ -213,6 +213,16 @@ impl Device {
         DeviceError::Unreadable { device: self.name.clone(), source }
     }
 
+    /// A read that does not come through here begins.
+    pub(crate) fn read_begun(&self) {
+        self.busy.enter();
+    }
+
+    /// One that began has ended.
+    pub(crate) fn read_ended(&self) {
+        self.busy.leave();
+    }
+
     /// Reads from a slot.
     pub(crate) fn read(&self, slot: u32, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
         let _busy = self.busy.begin();

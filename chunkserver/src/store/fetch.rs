@@ -86,8 +86,8 @@ impl Fetcher {
     pub(crate) fn begin(&mut self, job: Job, row: Arc<ChunkRow>) -> Result<(), Job> {
         let store = Arc::clone(&self.store);
         let Some(place) = row.place else { return Err(job) };
-        let target = store.device(place.device).and_then(|device| device.direct(place.slot));
-        let Some((file, start)) = target else { return Err(job) };
+        let Some(device) = store.device(place.device) else { return Err(job) };
+        let Some((file, start)) = device.direct(place.slot) else { return Err(job) };
         let tag = self.next * RUNS_MAX;
         let Some(ring) = self.ring() else { return Err(job) };
         if runs(&row, &job.blocks).count() > ring.room() {
@@ -107,6 +107,7 @@ impl Fetcher {
         if waiting == 0 {
             return Err(job);
         }
+        device.read_begun();
         let (device, runs) = (place.device, done);
         self.fetches.insert(self.next, Fetch { job, row, device, runs, waiting, bad: None });
         self.next += 1;
@@ -133,6 +134,7 @@ impl Fetcher {
             if fetch.waiting == 0
                 && let Some(fetch) = self.fetches.remove(&id)
             {
+                device.read_ended();
                 out(fetch.report());
             }
         }
