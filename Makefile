@@ -17,7 +17,7 @@ help:
 	echo "make test    all tests (unit, integration, documentation)"
 	echo "make lint    formatting, clippy, licences and advisories"
 	echo "make build   release build"
-	echo "make bench   the figures of docs/results.md"
+	echo "make bench   the tables of docs/results.md, some 50 minutes; all of it short: make bench ARGS=--quick"
 
 deps-build:
 	scripts/deps.sh build

@@ -185,7 +185,7 @@ impl Scene {
     // ---------- meta nodes ----------
 
     fn kill_leaders(&mut self, kills: usize) -> anyhow::Result<Vec<Row>> {
-        let mut rows = self.quiet("the load alone for as long as a kill and restart")?;
+        let mut rows = self.quiet()?;
         let probe = Probe::now(&self.cluster.pids())?;
         let (mut gaps, mut slow) = (Vec::new(), Vec::new());
         for kill in 1..=kills {
@@ -194,9 +194,9 @@ impl Scene {
             self.cluster.await_leader()?;
             self.cluster.restart(victim)?;
             self.cluster.await_caught_up(victim, HEAL_LIMIT)?;
-            let (gap, slowest) = self.felt(death.killed_us)?;
-            gaps.push(gap);
-            slow.push(slowest);
+            let felt = self.felt(death.killed_us)?;
+            gaps.push(felt.gap_us);
+            slow.push(felt);
             if kill % REPORT_EVERY == 0 || kill == kills {
                 let so_far = Spread::of(gaps.iter().copied());
                 eprintln!("meta leader: kill {kill} of {kills}: gaps {so_far}");
@@ -207,7 +207,7 @@ impl Scene {
             0,
             gap_row(what, &Spread::of(gaps)).beside(&probe.used_by(&self.cluster.pids())?),
         );
-        rows.insert(1, slow_row(what, &Spread::of(slow)));
+        rows.insert(1, slow_row(what, &slow));
         Ok(rows)
     }
 
@@ -220,24 +220,27 @@ impl Scene {
             self.cluster.restart(meta)?;
         }
         self.cluster.await_leader()?;
-        let (gap, slowest) = self.felt(death.killed_us)?;
+        let felt = self.felt(death.killed_us)?;
         let what = format!("with all meta nodes dead for {} s", outage.as_secs());
         Ok(vec![
-            gap_row(&what, &Spread::of([gap])).beside(&probe.used_by(&self.cluster.pids())?),
-            slow_row(&what, &Spread::of([slowest])),
+            gap_row(&what, &Spread::of([felt.gap_us]))
+                .beside(&probe.used_by(&self.cluster.pids())?),
+            slow_row(&what, &[felt]),
         ])
     }
 
     /// The load undisturbed.
-    fn quiet(&mut self, what: &str) -> anyhow::Result<Vec<Row>> {
+    fn quiet(&mut self) -> anyhow::Result<Vec<Row>> {
+        let what = format!("of the load alone for {} s", QUIET.as_secs());
         self.seen = self.load.take()?;
         let from_us = self.load.now_us();
         self.run_for(QUIET)?;
-        let (gap, slowest) = self.felt(from_us)?;
-        Ok(vec![
-            Row::new(format!("longest gap, {what}"), Spread::of([gap]).to_string()),
-            Row::new(format!("slowest operation, {what}"), Spread::of([slowest]).to_string()),
-        ])
+        let felt = self.felt(from_us)?;
+        let gap = Row::new(
+            format!("longest gap in completions {what}"),
+            Spread::of([felt.gap_us]).to_string(),
+        );
+        Ok(vec![gap, slow_row(&what, &[felt])])
     }
 
     /// Lets the load run, as long as all other processes live.
@@ -250,11 +253,12 @@ impl Scene {
     }
 
     /// Longest gap and slowest operation from a moment until now.
-    fn felt(&mut self, from_us: u64) -> anyhow::Result<(u64, u64)> {
+    fn felt(&mut self, from_us: u64) -> anyhow::Result<Felt> {
         let to_us = self.load.now_us();
         self.await_flow()?;
-        let seen = &self.seen;
-        Ok((longest_gap(seen, from_us, to_us), slowest(seen, from_us, to_us)))
+        let gap_us = longest_gap(&self.seen, from_us, to_us);
+        let slowest = slowest(&self.seen, from_us, to_us).context("nothing completed")?;
+        Ok(Felt { from_us, gap_us, slowest })
     }
 }
 
@@ -268,8 +272,25 @@ fn gap_row(what: &str, spread: &Spread) -> Row {
         .judged(format!("{GAP_MS:.0} ms"), at_most(longest_ms, GAP_MS))
 }
 
-fn slow_row(what: &str, spread: &Spread) -> Row {
-    Row::new(format!("slowest operation {what}"), spread.to_string())
+/// What the load felt of something that began at `from_us`.
+#[derive(Clone, Copy, Debug)]
+struct Felt {
+    from_us: u64,
+    gap_us: u64,
+    slowest: Done,
+}
+
+/// The slowest operations, and where and when the slowest of them was: a clue to what it waited for.
+fn slow_row(what: &str, felt: &[Felt]) -> Row {
+    let spread = Spread::of(felt.iter().map(|f| f.slowest.took_us()));
+    let worst = felt.iter().max_by_key(|f| f.slowest.took_us());
+    let clue = worst.map_or_else(String::new, |Felt { from_us, slowest, .. }| {
+        let Lane { segment, writes } = slowest.lane;
+        let kind = if writes { "write" } else { "read" };
+        let begun_ms = (slowest.issued_us as f64 - *from_us as f64) / 1e3;
+        format!("; a {kind} of segment {segment}, begun at {begun_ms:.0} ms")
+    });
+    Row::new(format!("slowest operation {what}"), format!("{spread}{clue}"))
 }
 
 /// What a killed chunkserver is for the segments that are looked at.

@@ -32,6 +32,13 @@ pub struct Done {
     pub ended_us: u64,
 }
 
+impl Done {
+    /// From question to answer, microseconds.
+    pub fn took_us(&self) -> u64 {
+        self.ended_us - self.issued_us
+    }
+}
+
 /// A process's death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Death {
@@ -72,10 +79,10 @@ pub fn longest_gap(done: &[Done], from_us: u64, to_us: u64) -> u64 {
     longest.max(last - previous)
 }
 
-/// The longest time that an operation took which was open between `from_us` and `to_us`.
-pub fn slowest(done: &[Done], from_us: u64, to_us: u64) -> u64 {
+/// The operation that took longest of those that were open between `from_us` and `to_us`.
+pub fn slowest(done: &[Done], from_us: u64, to_us: u64) -> Option<Done> {
     let open = done.iter().filter(|d| d.ended_us >= from_us && d.issued_us <= to_us);
-    open.map(|d| d.ended_us - d.issued_us).max().unwrap_or(0)
+    open.max_by_key(|d| d.took_us()).copied()
 }
 
 /// How times are spread.
@@ -105,6 +112,9 @@ impl Spread {
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |us: u64| us as f64 / 1e3;
+        if self.0.len() == 1 {
+            return write!(f, "{:.0} ms", ms(self.0.max()));
+        }
         let [p50, p99] = [0.5, 0.99].map(|share| ms(self.at(share)));
         write!(f, "p50 {p50:.0}, p99 {p99:.0}, max {:.0} ms of {}", ms(self.0.max()), self.0.len())
     }
@@ -162,9 +172,9 @@ mod tests {
     #[test]
     fn the_slowest_operation_counts_if_it_was_open_in_the_time() {
         let seen = [done(READS, 0, 90), done(READS, 95, 105), done(WRITES, 300, 900)];
-        assert_eq!(slowest(&seen, 100, 200), 10);
-        assert_eq!(slowest(&seen, 80, 200), 90);
-        assert_eq!(slowest(&seen, 950, 960), 0);
+        assert_eq!(slowest(&seen, 100, 200), Some(seen[1]));
+        assert_eq!(slowest(&seen, 80, 200), Some(seen[0]));
+        assert_eq!(slowest(&seen, 950, 960), None);
     }
 
     #[test]
@@ -175,5 +185,6 @@ mod tests {
         assert!(near(spread.at(0.99), 99_000), "{spread}");
         assert!(near(spread.longest(), 100_000), "{spread}");
         assert_eq!(spread.to_string(), "p50 50, p99 99, max 100 ms of 100");
+        assert_eq!(Spread::of([7_400]).to_string(), "7 ms");
     }
 }

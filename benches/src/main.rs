@@ -124,3 +124,28 @@ fn figures(args: &Args, plan: &Plan, report: &mut Report) -> anyhow::Result<()> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the page gives `make bench`, command by command.
+    fn shown() -> impl Iterator<Item = &'static str> {
+        let page = include_str!("../../docs/results.md");
+        let commands = page.lines().filter_map(|line| line.strip_prefix("make bench"));
+        commands.map(|rest| rest.trim().trim_start_matches("ARGS=").trim_matches('"'))
+    }
+
+    #[test]
+    fn every_command_of_the_results_page_is_understood() {
+        let mut plans = 0;
+        for text in shown() {
+            let words = ["tidewater-bench"].into_iter().chain(text.split_whitespace());
+            let args = Args::try_parse_from(words).unwrap_or_else(|e| panic!("{text}: {e}"));
+            let plan = Plan::new(&args.only, args.quick).unwrap_or_else(|e| panic!("{text}: {e}"));
+            assert!(plan.needs_scene() || !plan.faults.is_empty(), "{text} measures something");
+            plans += 1;
+        }
+        assert!(plans > 3, "the page shows some");
+    }
+}
