@@ -53,6 +53,8 @@ pub(crate) struct ChunkOverlay {
 pub(crate) struct Generation {
     replicas: BTreeMap<ReplicaId, BTreeMap<u32, ChunkOverlay>>,
     bytes: u64,
+    /// Something was zeroed, so that a chunk may hold less than what is below.
+    zeroes: bool,
 }
 
 /// What the generations say about a block.
@@ -70,6 +72,11 @@ impl Generation {
     /// Memory held, at most: a payload counts whole, for as long as any part of it may live.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether anything was zeroed.
+    pub(crate) fn zeroes(&self) -> bool {
+        self.zeroes
     }
 
     pub(crate) fn chunk(&self, replica: ReplicaId, chunk: u32) -> Option<&ChunkOverlay> {
@@ -112,6 +119,7 @@ impl Generation {
         let bytes: u64 = moved.values().map(ChunkOverlay::bytes).sum();
         self.bytes = self.bytes.saturating_sub(bytes);
         other.bytes += bytes;
+        other.zeroes |= self.zeroes;
         other.replicas.entry(replica).or_default().extend(moved);
     }
 
@@ -124,6 +132,7 @@ impl Generation {
     ) {
         let Some(extent) = entry.change.extent() else { return };
         let changed = entry.position.sequence;
+        self.zeroes |= matches!(entry.change, Change::Zero { .. });
         let chunks = self.replicas.entry(replica).or_default();
         for chunk in extent.chunks().filter(|&chunk| wanted(chunk)) {
             let over = chunks.entry(chunk).or_default();

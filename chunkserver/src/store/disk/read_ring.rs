@@ -12,6 +12,8 @@ use tidewater_proto::aligned::AlignedBuf;
 
 /// Reads on their way at a time.
 const DEPTH: usize = 256;
+/// So many reads are begun together.
+const GROUP: usize = 4;
 
 /// One thread's reads. It is made, used and dropped by that thread.
 pub(crate) struct ReadRing {
@@ -81,6 +83,10 @@ impl ReadRing {
         unsafe { self.ring.submission().push(&read.build().user_data(index.into())) }
             .expect("as many entries as places");
         self.queued += 1;
+        // Not later, however much is being taken in: the device works on these meanwhile.
+        if self.queued >= GROUP {
+            self.enter(0);
+        }
     }
 
     /// Begins what is queued; with `wait`, returns once a read has ended.

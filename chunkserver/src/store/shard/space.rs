@@ -11,8 +11,13 @@ impl ShardStore {
         let mapped = self.replicas.get(&replica).and_then(|state| state.chunks.get(&chunk));
         let below = mapped.is_some_and(|mapped| mapped.data);
         let frozen = self.round.as_ref().map(|round| &*round.frozen);
-        let layers = [frozen, Some(&self.active)].into_iter().flatten();
+        let layers = [frozen, Some(&self.active)];
+        if below && !layers.into_iter().flatten().any(Generation::zeroes) {
+            return true;
+        }
         layers
+            .into_iter()
+            .flatten()
             .filter_map(|layer: &Generation| layer.chunk(replica, chunk))
             .fold(below, |held, over| !over.blocks.is_empty() || held && !over.zeroed)
     }
