@@ -29,7 +29,7 @@ use crate::{
         self, Commands, Full, Hearing, REPORTS_MAX, ShardCommand, ShardCounters, ShardParts,
         ShardReport, ShardStart,
     },
-    store::{self, OpenError, ShardStore, Store},
+    store::{self, OpenError, Recovered, ShardStore, Store},
 };
 
 /// How often the server says that it is alive.
@@ -182,8 +182,12 @@ impl Server {
             metrics: ServerMetrics::default(),
             folder: None,
         };
-        for (index, listener) in listeners.into_iter().enumerate() {
-            server.start_shard(index, listener, &config, &member, run, &to_server, &shutdown)?;
+        // All are opened before any begins: each journal may name slots that no shard may take.
+        let opened: Result<Vec<_>, OpenError> =
+            (0..listeners.len()).map(|index| ShardStore::open(&server.store, index)).collect();
+        for (index, (listener, opened)) in listeners.into_iter().zip(opened?).enumerate() {
+            let at = (index, listener);
+            server.start_shard(at, opened, &config, &member, run, &to_server, &shutdown)?;
         }
         register(&server.meta, &server.registration).await?;
         server.folder = Some(folder);
@@ -193,15 +197,14 @@ impl Server {
     #[allow(clippy::too_many_arguments)] // one call site; each is a different thing
     fn start_shard(
         &mut self,
-        index: usize,
-        listener: TcpListener,
+        (index, listener): (usize, TcpListener),
+        (store, recovered): (ShardStore, Vec<Recovered>),
         config: &ChunkserverConfig,
         member: &Membership,
         run: RunId,
         reports: &mpsc::Sender<ShardReport>,
         shutdown: &CancellationToken,
     ) -> Result<(), ServerError> {
-        let (store, recovered) = ShardStore::open(&self.store, index)?;
         let (to_shard, commands) = Commands::channel();
         let counters = Arc::new(ShardCounters::default());
         let parts = ShardParts {

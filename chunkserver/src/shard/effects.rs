@@ -101,7 +101,7 @@ impl Shard {
         }
         let record = match persist {
             Persist::Entry { entry, commit } => {
-                Record::Entry { replica: id, segment, entry, commit }
+                Record::Entry { replica: id, segment, entry, commit, slot: None }
             }
             Persist::Promise { epoch, token } => {
                 Record::Promise { replica: id, segment, epoch, token }

@@ -173,6 +173,11 @@ impl Device {
         Ok(allocated.slot)
     }
 
+    /// Takes this slot; false if it is not free.
+    pub(crate) fn take(&self, slot: u32) -> bool {
+        self.slots().take(slot)
+    }
+
     /// Gives a slot back.
     pub(crate) fn release(&self, slot: u32) {
         self.slots().release(slot);

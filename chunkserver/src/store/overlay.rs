@@ -14,6 +14,8 @@ use tidewater_proto::{
     ids::{ReplicaId, Sequence},
 };
 
+use super::catalog::rows::Place;
+
 const BLOCK: usize = BLOCK_BYTES as usize;
 const SECTOR: usize = SECTOR_BYTES as usize;
 /// Sectors of a block.
@@ -46,6 +48,8 @@ pub(crate) struct ChunkOverlay {
     pub(crate) changed: Sequence,
     /// Changed blocks, numbered within the chunk.
     pub(crate) blocks: BTreeMap<u16, BlockOverlay>,
+    /// Where all of it lies already, just as it is here.
+    pub(crate) stored: Option<Place>,
 }
 
 /// Changes of one period.
@@ -93,6 +97,21 @@ impl Generation {
         self.replicas
             .iter()
             .flat_map(|(&replica, chunks)| chunks.iter().map(move |(&c, over)| (replica, c, over)))
+    }
+
+    /// The change at `changed` is all that a chunk holds, and lies at `place`.
+    pub(crate) fn store(
+        &mut self,
+        replica: ReplicaId,
+        chunk: u32,
+        changed: Sequence,
+        place: Place,
+    ) {
+        let over = self.replicas.get_mut(&replica).and_then(|chunks| chunks.get_mut(&chunk));
+        if let Some(over) = over.filter(|over| over.changed == changed) {
+            debug_assert_eq!(over.blocks.len(), CHUNK_BLOCKS, "a whole chunk");
+            over.stored = Some(place);
+        }
     }
 
     /// Forgets a replica.
@@ -162,6 +181,7 @@ impl ChunkOverlay {
     }
 
     fn write(&mut self, chunk: u32, extent: Extent, data: &Payload) {
+        self.stored = None;
         for (i, block, piece) in pieces_in(chunk, extent) {
             let bytes = data.data.slice(piece.data.clone());
             if piece.is_whole() {
@@ -176,6 +196,7 @@ impl ChunkOverlay {
     }
 
     fn zero(&mut self, chunk: u32, extent: Extent) {
+        self.stored = None;
         let start = u64::from(chunk) * CHUNK_BYTES;
         if extent.offset() <= start && extent.end() >= start + CHUNK_BYTES {
             self.zeroed = true;

@@ -56,6 +56,11 @@ impl Slots {
         Ok(Allocated { slot, grow_to: Some(self.grown) })
     }
 
+    /// Takes this slot; false if it is not free.
+    pub fn take(&mut self, slot: u32) -> bool {
+        self.free.remove(&slot)
+    }
+
     /// Gives a slot back.
     pub fn release(&mut self, slot: u32) {
         let new = self.free.insert(slot);

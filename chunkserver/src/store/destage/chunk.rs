@@ -88,6 +88,8 @@ pub(super) struct Pending<'a> {
     /// Slots taken for rows not yet committed.
     taken: Vec<Place>,
     chunks: usize,
+    /// Chunks that lie in a slot already keep it.
+    pub(super) adopts: bool,
     pub(super) changed: Vec<Changed>,
 }
 
@@ -102,6 +104,7 @@ impl<'a> Pending<'a> {
             freed: Vec::new(),
             taken: Vec::new(),
             chunks: 0,
+            adopts: false,
             changed: Vec::new(),
         }
     }
@@ -132,7 +135,11 @@ impl<'a> Pending<'a> {
         row: Option<ChunkRow>,
         over: &ChunkOverlay,
     ) -> Result<(), Fault> {
-        match (plan(row.as_ref(), over, NVME), row) {
+        let stored = over.stored.filter(|&place| {
+            self.adopts && self.store.device(place.device).is_some_and(|d| !d.has_failed())
+        });
+        match (stored.map_or_else(|| plan(row.as_ref(), over, NVME), Plan::Stored), row) {
+            (Plan::Stored(place), row) => self.adopt(replica, chunk, place, row.as_ref(), over),
             (Plan::Remove, Some(row)) => self.remove(replica, chunk, &row, over.changed),
             (Plan::Remove, None) => {
                 self.changed.push(Changed {
@@ -186,6 +193,22 @@ impl<'a> Pending<'a> {
         }
         self.settle(replica, chunk, row, old);
         Ok(())
+    }
+
+    /// The chunk lies in its new slot already.
+    fn adopt(
+        &mut self,
+        replica: ReplicaId,
+        chunk: u32,
+        place: Place,
+        old: Option<&ChunkRow>,
+        over: &ChunkOverlay,
+    ) {
+        let mut row = ChunkRow::hole(over.changed);
+        note_whole(over, &mut row.sums);
+        (row.place, row.references) = (Some(place), 1);
+        // An earlier try of this round may have come as far as the catalog.
+        self.settle(replica, chunk, row, old.filter(|old| old.place != Some(place)));
     }
 
     fn in_place(&mut self, replica: ReplicaId, chunk: u32, old: ChunkRow, over: &ChunkOverlay) {

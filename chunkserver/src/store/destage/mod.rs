@@ -219,7 +219,7 @@ impl Destager {
         self.note_commits(std::iter::once((replica, have)))?;
         let mut base = None;
         let changed = Pending::fill(&self.store, |pending| {
-            self.destage(own, pending)?;
+            self.destage(own, pending, false)?;
             if let Some(mut row) = self.replica(replica)? {
                 row.copying = Some(have);
                 if let Some(point) = point
@@ -269,7 +269,7 @@ impl Destager {
         self.note_commits(points.iter().map(|point| (point.replica, point.at.sequence)))?;
         let mut moved = Vec::new();
         let changed = Pending::fill(&self.store, |pending| {
-            self.destage(frozen, pending)?;
+            self.destage(frozen, pending, true)?;
             for end in ends {
                 self.drop_chunks(end, pending)?;
             }
@@ -280,8 +280,16 @@ impl Destager {
         Ok(Report::Round { changed, points: moved, promises: promises.clone(), ended })
     }
 
-    fn destage(&self, from: &Generation, pending: &mut Pending<'_>) -> Result<(), Fault> {
-        for (replica, chunks) in self.by_replica(from)? {
+    /// `adopts`: chunks that lie in a slot already keep it, but for those of copies that are being filled. Their
+    /// bases do not move, so that recovery would look for the entry there after the slot has changed.
+    fn destage(
+        &self,
+        from: &Generation,
+        pending: &mut Pending<'_>,
+        adopts: bool,
+    ) -> Result<(), Fault> {
+        for (replica, is_filled, chunks) in self.by_replica(from)? {
+            pending.adopts = adopts && !is_filled;
             for (chunk, row) in chunks {
                 let over = from.chunk(replica, chunk).expect("listed from this generation");
                 pending.destage(replica, chunk, row, over)?;
@@ -296,7 +304,7 @@ impl Destager {
     fn by_replica(
         &self,
         frozen: &Generation,
-    ) -> Result<Vec<(ReplicaId, Vec<(u32, Option<ChunkRow>)>)>, Fault> {
+    ) -> Result<Vec<(ReplicaId, bool, Vec<(u32, Option<ChunkRow>)>)>, Fault> {
         let mut all: Vec<(ReplicaId, Vec<(u32, Option<ChunkRow>)>)> = Vec::new();
         for (replica, chunk, _) in frozen.iter() {
             if all.last().is_none_or(|(last, _)| *last != replica) {
@@ -307,9 +315,9 @@ impl Destager {
         }
         let mut exist = Vec::with_capacity(all.len());
         for (replica, mut chunks) in all {
-            if self.replica(replica)?.is_some() {
+            if let Some(row) = self.replica(replica)? {
                 chunks.sort_by_key(|(chunk, row)| (row.as_ref().and_then(|r| r.place), *chunk));
-                exist.push((replica, chunks));
+                exist.push((replica, row.copying.is_some(), chunks));
             }
         }
         Ok(exist)

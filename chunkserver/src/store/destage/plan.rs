@@ -4,7 +4,7 @@
 use tidewater_proto::geometry::{BLOCK_BYTES, CHUNK_BYTES};
 
 use crate::store::{
-    catalog::rows::ChunkRow,
+    catalog::rows::{ChunkRow, Place},
     overlay::{BlockOverlay, ChunkOverlay},
 };
 
@@ -23,6 +23,8 @@ pub(crate) const NVME: Cost = Cost { operation_ns: 16_000, kilobyte_ns: 1_000 };
 pub(crate) enum Plan {
     /// Nothing but holes is left of it.
     Remove,
+    /// It lies in a fresh slot already.
+    Stored(Place),
     /// Changed blocks go where the old ones are.
     InPlace,
     /// All of it goes to a fresh slot.
@@ -67,7 +69,6 @@ mod tests {
     use tidewater_proto::ids::Sequence;
 
     use super::*;
-    use crate::store::catalog::rows::Place;
 
     fn row() -> ChunkRow {
         let mut row = ChunkRow::hole(Sequence(1));
@@ -80,7 +81,7 @@ mod tests {
     fn whole(blocks: impl Iterator<Item = u16>) -> ChunkOverlay {
         let data = Bytes::from(vec![1; 4096]);
         let blocks = blocks.map(|b| (b, BlockOverlay::Whole(data.clone(), 1))).collect();
-        ChunkOverlay { zeroed: false, changed: Sequence(2), blocks }
+        ChunkOverlay { changed: Sequence(2), blocks, ..ChunkOverlay::default() }
     }
 
     #[test]

@@ -274,8 +274,11 @@ impl DiskFile for SimFile {
             assert_aligned(offset + data.len() as u64, piece);
             data.extend_from_slice(piece);
         }
-        assert!(offset + data.len() as u64 <= self.bytes()?, "write past the end of {}", self.name);
-        let add = |image: &mut Image| image.pending.push((offset, data));
+        let add = |image: &mut Image| {
+            let end = offset + data.len() as u64;
+            assert!(end <= image.bytes, "write past the end of {}", self.name);
+            image.pending.push((offset, data));
+        };
         self.disk.tick(DiskOp::Write, &self.name, add)?;
         if self.mode == Mode::Durable {
             self.disk.with(&self.name, settle);

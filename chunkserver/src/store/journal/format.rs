@@ -19,10 +19,11 @@
 //! | 64 | | records | packed |
 //!
 //! A record: u8 kind (1 entry, 2 promise), u8 change (0 activate, 1 write, 2 zero, 3 zero
-//! and discard), u8 has operation, u8 0, u32 payload bytes, u64 replica, u64 volume, u32 segment index,
-//! u32 checksums. Entry: u64 epoch, sequence, token, session, number, lowest open, commit, u32 offset, u32
-//! length, then the checksums, u64 each. Promise: u64 epoch, token. The checksums are
-//! the payload's, so a torn payload is found by them.
+//! and discard), u8 has operation, u8 payload is in a slot, u32 payload bytes here, u64 replica, u64 volume, u32
+//! segment index, u32 checksums. Entry: u64 epoch, sequence, token, session, number, lowest open, commit, u32
+//! offset, u32 length, where the payload is in a slot u32 device and u32 slot, then the checksums, u64 each.
+//! Promise: u64 epoch, token. The checksums are the payload's, so a torn payload is found by them. One in a slot was
+//! durable before the batch was written.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use bytes::Bytes;
@@ -35,7 +36,10 @@ use tidewater_proto::{
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::Record;
-use crate::store::fields::{Fields, PutFields};
+use crate::store::{
+    catalog::rows::Place,
+    fields::{Fields, PutFields},
+};
 
 /// Unit of the journal, bytes.
 pub const BLOCK: usize = 4096;
@@ -50,6 +54,7 @@ const FIXED_BYTES: usize = 64;
 const SUM_AT: usize = 56;
 const RECORD_BYTES: usize = 32;
 const ENTRY_BYTES: usize = 64;
+const SLOT_BYTES: usize = 8;
 
 /// What a batch's header says apart from its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +101,10 @@ pub fn tag(store: [u8; 16], shard: usize) -> u64 {
 /// Bytes that a record adds to a batch: in the header area, and after it.
 pub fn record_bytes(record: &Record) -> (usize, usize) {
     match record {
-        Record::Entry { entry, .. } => match payload(entry) {
+        Record::Entry { entry, slot, .. } => match payload(entry) {
+            Some(p) if slot.is_some() => {
+                (RECORD_BYTES + ENTRY_BYTES + SLOT_BYTES + p.sums.len(), 0)
+            }
             Some(p) => {
                 (RECORD_BYTES + ENTRY_BYTES + p.sums.len(), p.data.len().next_multiple_of(BLOCK))
             }
@@ -132,16 +140,19 @@ pub fn encode(stamp: &Stamp, records: &[Record]) -> (Vec<Bytes>, u64) {
     let sum = put_fixed(&mut head, stamp, bytes, records.len());
     let mut pieces = vec![padded(&head)];
     for record in records {
-        if let Record::Entry { entry, .. } = record
+        if let Record::Entry { entry, slot: None, .. } = record
             && let Some(payload) = payload(entry)
         {
-            let data = &payload.data;
-            let lies_right =
-                data.len().is_multiple_of(BLOCK) && data.as_ptr().addr().is_multiple_of(BLOCK);
-            pieces.push(if lies_right { data.clone() } else { padded(data) });
+            pieces.push(aligned(&payload.data));
         }
     }
     (pieces, sum)
+}
+
+/// The bytes, padded to whole blocks and aligned for direct I/O; not copied if they lie right.
+pub(crate) fn aligned(data: &Bytes) -> Bytes {
+    let lies_right = data.len().is_multiple_of(BLOCK) && data.as_ptr().addr().is_multiple_of(BLOCK);
+    if lies_right { data.clone() } else { padded(data) }
 }
 
 /// A copy in aligned memory, padded with zeroes.
@@ -178,8 +189,8 @@ fn header_sum(head: &[u8]) -> u64 {
 
 fn put_record(out: &mut Vec<u8>, record: &Record) {
     match record {
-        Record::Entry { replica, segment, entry, commit } => {
-            put_entry(out, *replica, *segment, entry, *commit);
+        Record::Entry { replica, segment, entry, commit, slot } => {
+            put_entry(out, *replica, *segment, entry, *commit, *slot);
         }
         Record::Promise { replica, segment, epoch, token } => {
             put_common(out, [2, 0, 0, 0], 0, *replica, *segment, 0);
@@ -211,6 +222,7 @@ fn put_entry(
     segment: SegmentId,
     entry: &Entry<Payload>,
     commit: Sequence,
+    slot: Option<Place>,
 ) {
     let change = match &entry.change {
         Change::Activate => 0,
@@ -218,8 +230,9 @@ fn put_entry(
         Change::Zero { discard: false, .. } => 2,
         Change::Zero { discard: true, .. } => 3,
     };
-    let kind = [1, change, u8::from(entry.op.is_some()), 0];
+    let kind = [1, change, u8::from(entry.op.is_some()), u8::from(slot.is_some())];
     let (bytes, sums) = payload(entry).map_or((0, &[][..]), |p| (p.data.len(), &p.sums[..]));
+    let bytes = if slot.is_some() { 0 } else { bytes };
     put_common(out, kind, bytes, replica, segment, sums.len() / 8);
     let op = entry.op.unwrap_or(OpId { session: SessionId(0), number: 0 });
     let Position { epoch, sequence } = entry.position;
@@ -231,6 +244,10 @@ fn put_entry(
     let (offset, len) = entry.change.extent().map_or((0, 0), |e| (e.offset(), e.len()));
     out.put_u32(offset as u32);
     out.put_u32(len as u32);
+    if let Some(Place { device, slot }) = slot {
+        out.put_u32(device.into());
+        out.put_u32(slot);
+    }
     out.extend(sums);
 }
 
@@ -265,7 +282,7 @@ pub fn decode_records(file: &Bytes, header: &Header) -> Result<Vec<Record>, BadB
     let mut torn = Vec::new();
     for _ in 0..header.records {
         let record = decode_record(&mut fields, file, &mut at).ok_or(BadBatch::Header)?;
-        if let Record::Entry { replica, entry, .. } = &record
+        if let Record::Entry { replica, entry, slot: None, .. } = &record
             && let Change::Write { extent, data } = &entry.change
             && data.verify(*extent).is_err()
         {
@@ -277,7 +294,7 @@ pub fn decode_records(file: &Bytes, header: &Header) -> Result<Vec<Record>, BadB
 }
 
 fn decode_record(fields: &mut Fields<'_>, file: &Bytes, at: &mut usize) -> Option<Record> {
-    let [kind, change, has_op, 0] = fields.array()? else { return None };
+    let [kind, change, has_op, in_slot @ (0 | 1)] = fields.array()? else { return None };
     let payload_bytes = fields.u32()? as usize;
     let replica = ReplicaId(fields.u64()?);
     let volume = VolumeId(fields.u64()?);
@@ -287,8 +304,9 @@ fn decode_record(fields: &mut Fields<'_>, file: &Bytes, at: &mut usize) -> Optio
         1 => {
             let data = file.get(*at..*at + payload_bytes).map(|data| file.slice_ref(data))?;
             *at += payload_bytes.next_multiple_of(BLOCK);
-            let (entry, commit) = decode_entry(fields, change, has_op == 1, data, sums)?;
-            Some(Record::Entry { replica, segment, entry, commit })
+            let marks = [has_op == 1, in_slot == 1];
+            let (entry, commit, slot) = decode_entry(fields, change, marks, data, sums)?;
+            Some(Record::Entry { replica, segment, entry, commit, slot })
         }
         2 => {
             let (epoch, token) = (Epoch(fields.u64()?), Token(fields.u64()?));
@@ -301,16 +319,21 @@ fn decode_record(fields: &mut Fields<'_>, file: &Bytes, at: &mut usize) -> Optio
 fn decode_entry(
     fields: &mut Fields<'_>,
     change: u8,
-    has_op: bool,
+    [has_op, in_slot]: [bool; 2],
     data: Bytes,
     sums: usize,
-) -> Option<(Entry<Payload>, Sequence)> {
+) -> Option<(Entry<Payload>, Sequence, Option<Place>)> {
     let position = Position { epoch: Epoch(fields.u64()?), sequence: Sequence(fields.u64()?) };
     let token = Token(fields.u64()?);
     let op = OpId { session: SessionId(fields.u64()?), number: fields.u64()? };
     let lowest_open = fields.u64()?;
     let commit = Sequence(fields.u64()?);
     let (offset, len) = (u64::from(fields.u32()?), u64::from(fields.u32()?));
+    let slot = if in_slot {
+        Some(Place { device: fields.u32()?.try_into().ok()?, slot: fields.u32()? })
+    } else {
+        None
+    };
     let sums = Bytes::copy_from_slice(fields.bytes(sums.checked_mul(8)?)?);
     let extent = || Extent::new(offset, len, SEGMENT_BYTES).ok();
     let change = match change {
@@ -321,7 +344,7 @@ fn decode_entry(
         _ => return None,
     };
     let op = has_op.then_some(op);
-    Some((Entry { position, token, op, lowest_open, change }, commit))
+    Some((Entry { position, token, op, lowest_open, change }, commit, slot))
 }
 
 #[cfg(test)]
@@ -342,9 +365,9 @@ mod tests {
         let zero =
             Entry { change: Change::Zero { extent, discard: true }, op: None, ..entry.clone() };
         vec![
-            Record::Entry { replica, segment, entry, commit: Sequence(2) },
+            Record::Entry { replica, segment, entry, commit: Sequence(2), slot: None },
             Record::Promise { replica, segment, epoch: Epoch(3), token: Token(4) },
-            Record::Entry { replica, segment, entry: zero, commit: Sequence(2) },
+            Record::Entry { replica, segment, entry: zero, commit: Sequence(2), slot: None },
         ]
     }
 
@@ -362,6 +385,34 @@ mod tests {
         assert_eq!((sum, xxh3_64(&batch)), (GOLDEN_SUM, GOLDEN_BATCH));
     }
 
+    /// A record whose payload is in a slot.
+    fn elsewhere() -> Record {
+        let mut record = records().remove(0);
+        if let Record::Entry { slot, .. } = &mut record {
+            *slot = Some(Place { device: 3, slot: 70_000 });
+        }
+        record
+    }
+
+    #[test]
+    fn a_record_that_names_a_slot_is_stable_and_comes_back_without_its_payload() {
+        let (batch, sum) = encode(&stamp(), &[elsewhere()]);
+        let batch = batch.concat();
+        assert_eq!(batch.len(), 4096, "no payload follows");
+        assert_eq!((sum, xxh3_64(&batch)), (GOLDEN_SLOT_SUM, GOLDEN_SLOT_BATCH));
+        let file = [&[0; 4096][..], &batch].concat();
+        let header = decode_header(&file, 4096, 13).expect("a header");
+        let mut want = elsewhere();
+        if let Record::Entry { entry: Entry { change: Change::Write { data, .. }, .. }, .. } =
+            &mut want
+        {
+            data.data = Bytes::new();
+        }
+        assert_eq!(decode_records(&Bytes::from(file), &header), Ok(vec![want]));
+    }
+
+    const GOLDEN_SLOT_SUM: u64 = 3_350_740_849_827_594_839;
+    const GOLDEN_SLOT_BATCH: u64 = 14_857_357_774_966_347_411;
     const GOLDEN_SUM: u64 = 4_566_507_915_168_945_453;
     const GOLDEN_BATCH: u64 = 11_943_919_248_428_113_813;
 

@@ -15,9 +15,11 @@ pub mod recover;
 pub(crate) mod writer;
 
 use tidewater_proto::{
-    entry::{Entry, Payload},
+    entry::{Change, Entry, Payload},
     ids::{Epoch, ReplicaId, SegmentId, Sequence, Token},
 };
+
+use super::catalog::rows::Place;
 
 /// One thing made durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub enum Record {
         entry: Entry<Payload>,
         /// Commit point known when it was appended.
         commit: Sequence,
+        /// Where its payload is, if not in the journal.
+        slot: Option<Place>,
     },
     /// A promise to refuse older epochs.
     Promise {
@@ -51,6 +55,18 @@ impl Record {
     pub fn replica(&self) -> ReplicaId {
         match self {
             Self::Entry { replica, .. } | Self::Promise { replica, .. } => *replica,
+        }
+    }
+
+    /// The slot that its payload goes to, and the payload.
+    pub(crate) fn in_slot(&self) -> Option<(Place, &Payload)> {
+        match self {
+            Self::Entry {
+                entry: Entry { change: Change::Write { data, .. }, .. },
+                slot: Some(place),
+                ..
+            } => Some((*place, data)),
+            Self::Entry { .. } | Self::Promise { .. } => None,
         }
     }
 }

@@ -220,7 +220,7 @@ mod tests {
         let change = Change::Write { extent, data };
         let entry = Entry { position, token: Token(1), op: None, lowest_open: 0, change };
         let segment = SegmentId::default();
-        Record::Entry { replica: ReplicaId(1), segment, entry, commit: Sequence(0) }
+        Record::Entry { replica: ReplicaId(1), segment, entry, commit: Sequence(0), slot: None }
     }
 
     fn ring(sizes: &[u64]) -> Ring {

@@ -69,7 +69,7 @@ impl ShardStore {
             self.active.remove_chunk(replica, chunk);
         }
         let data = image.is_some();
-        state.chunks.insert(chunk, Mapped { changed, data });
+        state.chunks.insert(chunk, Mapped { changed, data, device: None });
         self.rows.remove((replica, chunk));
         for block in chunk * CHUNK_BLOCKS as u32..(chunk + 1) * CHUNK_BLOCKS as u32 {
             self.blocks.remove((replica, block));

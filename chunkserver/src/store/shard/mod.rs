@@ -6,6 +6,7 @@
 //! background, after which its part of the journal is free.
 
 mod copying;
+mod direct;
 mod reading;
 mod recovery;
 mod ring;
@@ -49,6 +50,7 @@ use super::{
     recent::Recent,
 };
 pub use copying::ChunkImage;
+use direct::Reservations;
 use reading::Reading;
 use ring::Ring;
 
@@ -179,6 +181,8 @@ struct Mapped {
     changed: Sequence,
     /// Not all holes.
     data: bool,
+    /// Where it lies, where that is known.
+    device: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -223,6 +227,7 @@ pub struct ShardStore {
     active: Generation,
     round: Option<Round>,
     ring: Ring,
+    reserved: Reservations,
     queued: Vec<Record>,
     reads: BTreeMap<u64, Reading>,
     next_read: u64,
@@ -252,7 +257,8 @@ impl ShardStore {
     /// Queues a record for the next group commit. Call [`submit`](Self::submit) once a turn.
     ///
     /// An entry with the sequence of an earlier one replaces that and all after it.
-    pub fn append(&mut self, record: Record) -> Ticket {
+    pub fn append(&mut self, mut record: Record) -> Ticket {
+        self.reserve(&mut record);
         if let Some(replica) = self.replicas.get_mut(&record.replica()) {
             match &record {
                 Record::Entry { entry, .. } => replica.extend(entry),
@@ -317,7 +323,7 @@ impl ShardStore {
         };
         let new: BTreeSet<(ReplicaId, u32)> =
             changed.map(|(r, chunk, _)| (r, chunk)).filter(|&(r, c)| !is_stored(r, c)).collect();
-        share.saturating_sub(stored + new.len() as u64)
+        share.saturating_sub(stored + new.len() as u64 + self.reserved.len() as u64)
     }
 
     /// Applies a committed entry; entries of a replica come in order. An entry that a chunk already
@@ -334,6 +340,7 @@ impl ShardStore {
         self.active.apply(replica, entry, |chunk| {
             chunks.get(&chunk).is_none_or(|mapped| mapped.changed < sequence)
         });
+        self.note_stored(replica, entry);
     }
 
     /// Makes a copy, empty. Durable when it returns; waits for the catalog.
@@ -364,7 +371,7 @@ impl ShardStore {
             for (chunk, over) in generation.chunks(replica) {
                 let below = table.get(&chunk).is_some_and(|mapped| mapped.data);
                 let data = !over.blocks.is_empty() || below && !over.zeroed;
-                table.insert(chunk, Mapped { changed: over.changed, data });
+                table.insert(chunk, Mapped { changed: over.changed, data, device: None });
             }
         }
         table.into_iter().filter(|(_, m)| m.data).map(|(chunk, m)| (chunk, m.changed)).collect()
@@ -528,6 +535,7 @@ impl ShardStore {
                 {
                     state.base = base;
                     self.release_journal();
+                    self.release_slots();
                 }
             }
             destage::Report::ChunkPut { tag } => out.push(Completion::ChunkPut { tag }),
@@ -535,11 +543,16 @@ impl ShardStore {
                 for replica in replicas {
                     self.replicas.remove(&replica);
                     self.active.remove(replica);
+                    // Rows may name them; they are free after a restart.
+                    self.reserved.forget(replica);
                     out.push(Completion::Lost { replica });
                 }
                 self.release_journal();
             }
-            destage::Report::Deleted { replica } => out.push(Completion::Deleted { replica }),
+            destage::Report::Deleted { replica } => {
+                self.release_slots_of(replica);
+                out.push(Completion::Deleted { replica });
+            }
             destage::Report::Failed(fault) => self.fail(Failure::Destage(fault), out),
         }
         self.retry_parked(out);
@@ -547,13 +560,19 @@ impl ShardStore {
 
     fn remap(&mut self, changed: &[destage::Changed]) {
         for change in changed {
-            let Some(state) = self.replicas.get_mut(&change.replica) else { continue }; // An image from a peer may have been put meanwhile; it follows in the same queue.
+            let place = change.row.as_ref().and_then(|row| row.place);
+            if let Some(place) = place {
+                self.reserved.adopted(place);
+            }
+            let Some(state) = self.replicas.get_mut(&change.replica) else { continue };
+            // An image from a peer may have been put meanwhile; it follows in the same queue.
             if state.chunks.get(&change.chunk).is_some_and(|mapped| mapped.changed > change.at) {
                 continue;
             }
             match change.data {
                 Some(data) => {
-                    state.chunks.insert(change.chunk, Mapped { changed: change.at, data });
+                    let device = place.map(|place| place.device);
+                    state.chunks.insert(change.chunk, Mapped { changed: change.at, data, device });
                 }
                 None => {
                     state.chunks.remove(&change.chunk);
@@ -580,6 +599,7 @@ impl ShardStore {
             }
         }
         self.release_journal();
+        self.release_slots();
     }
 }
 

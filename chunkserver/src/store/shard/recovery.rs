@@ -1,20 +1,23 @@
 //! Opening a shard: catalog rows and journal to replicas.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tidewater_proto::{
     aligned::AlignedBuf,
-    entry::{Entry, Payload},
-    geometry::BLOCK_BYTES,
+    entry::{Change, Entry, Payload},
+    geometry::{BLOCK_BYTES, CHUNK_BYTES},
     ids::{Epoch, ReplicaId, Sequence, Token},
 };
 
-use super::{Mapped, Recovered, Replica, Ring, ShardStore};
+use super::{Mapped, Recovered, Replica, Ring, ShardStore, Ticket, direct::Reservations};
 use crate::store::{
     base::{OpenError, Store},
     catalog::{
         CatalogError,
-        rows::{self, ChunkRow, ReplicaRow},
+        rows::{self, ChunkRow, Place, ReplicaRow},
     },
     crew::{Inbox, Station},
     destage::Destager,
@@ -37,7 +40,8 @@ const ROWS_MAX: usize = 8_192;
 /// What the journal says of one replica.
 #[derive(Debug, Default)]
 struct Found {
-    entries: Vec<Entry<Payload>>,
+    /// With the slots of payloads that are not in the journal.
+    entries: Vec<(Entry<Payload>, Option<Place>)>,
     commit: Sequence,
     promise: (Epoch, Token),
     /// Where an entry would belong that came without those before it.
@@ -62,11 +66,12 @@ impl ShardStore {
             }
         }
         let mut replicas = BTreeMap::new();
+        let mut reserved = Reservations::default();
         let mut recovered = Vec::with_capacity(rows.len());
         for (id, row) in rows {
             let found = found.remove(&id).unwrap_or_default();
             let damaged = found.orphan.is_some() || journal.damage.includes(id);
-            let (replica, copy) = revive(store, id, row, found, damaged)?;
+            let (replica, copy) = revive(store, id, row, found, damaged, &mut reserved)?;
             let last = copy.entries.last().map_or(copy.base, |entry| entry.position);
             ring.forget_above(id, last.sequence);
             // One that is given up must not hold the journal until it is deleted.
@@ -76,8 +81,11 @@ impl ShardStore {
             recovered.push(copy);
         }
         let released = ring.release(&replicas).unwrap_or(0);
-        let writer = Writer::new(files, store.shape, tag, journal.next, released);
-        Ok((Self::start(store, shard, replicas, ring, writer)?, recovered))
+        let writer =
+            Writer::new(Arc::clone(store), files, store.shape, tag, journal.next, released);
+        let mut shard = Self::start(store, shard, replicas, ring, writer)?;
+        shard.reserved = reserved;
+        Ok((shard, recovered))
     }
 
     fn start(
@@ -99,6 +107,7 @@ impl ShardStore {
             active: Generation::default(),
             round: None,
             ring,
+            reserved: Reservations::default(),
             queued: Vec::new(),
             reads: BTreeMap::new(),
             next_read: 0,
@@ -125,9 +134,9 @@ impl Found {
             Record::Promise { epoch, token, .. } => {
                 self.promise = self.promise.max((*epoch, *token));
             }
-            Record::Entry { entry, commit, .. } => {
+            Record::Entry { entry, commit, slot, .. } => {
                 self.commit = self.commit.max(*commit);
-                self.add_entry(entry, row);
+                self.add_entry(entry, *slot, row);
             }
         }
     }
@@ -135,12 +144,12 @@ impl Found {
     /// Puts an entry behind the one before it, in place of what is there, unless it is there
     /// already: entries are appended again to free the oldest file. Where that file has been used again, the
     /// rest of the first appending comes without its beginning; then a later record begins anew, at or below it.
-    fn add_entry(&mut self, entry: &Entry<Payload>, row: &ReplicaRow) {
+    fn add_entry(&mut self, entry: &Entry<Payload>, slot: Option<Place>, row: &ReplicaRow) {
         let sequence = entry.position.sequence;
         let Some(index) = sequence.0.checked_sub(row.base.sequence.0 + 1) else { return };
         let index = index as usize;
         self.orphan = self.orphan.filter(|&orphan| index > orphan);
-        if self.entries.get(index).is_some_and(|held| held.position == entry.position) {
+        if self.entries.get(index).is_some_and(|(held, _)| held.position == entry.position) {
             return;
         }
         if index > self.entries.len() {
@@ -148,7 +157,7 @@ impl Found {
             return;
         }
         self.entries.truncate(index);
-        self.entries.push(entry.clone());
+        self.entries.push((entry.clone(), slot));
     }
 }
 
@@ -158,18 +167,36 @@ fn revive(
     row: ReplicaRow,
     found: Found,
     damaged: bool,
+    reserved: &mut Reservations,
 ) -> Result<(Replica, Recovered), CatalogError> {
     let mut replica = Replica::new(&row);
+    let mut places = BTreeSet::new();
     store.catalog.scan(&rows::chunks_prefix(id), &mut |key, row| {
         let (_, chunk, _) = rows::parse_chunk_key(key)?;
         let row = ChunkRow::decode(row)?;
-        replica.chunks.insert(chunk, Mapped { changed: row.changed, data: row.place.is_some() });
+        let device = row.place.map(|place| place.device);
+        places.extend(row.place);
+        let (changed, data) = (row.changed, row.place.is_some());
+        replica.chunks.insert(chunk, Mapped { changed, data, device });
         Ok(())
     })?;
     replica.promised = row.promised.max(found.promise);
-    let mut entries = found.entries;
-    if let Some(have) = row.copying {
-        entries.retain(|entry| entry.position.sequence <= have);
+    let mut entries = Vec::with_capacity(found.entries.len());
+    let mut rotten = false;
+    for (mut entry, slot) in found.entries {
+        if row.copying.is_some_and(|have| entry.position.sequence > have) {
+            break;
+        }
+        if let Some(place) = slot {
+            let free = !places.contains(&place);
+            if free && store.device(place.device).is_some_and(|device| device.take(place.slot)) {
+                reserved.add(id, entry.position, place, Ticket(0));
+            } else {
+                rotten |= free;
+            }
+            rotten |= !fetch(store, place, &mut entry);
+        }
+        entries.push(entry);
     }
     let commit = found.commit.max(row.commit).max(row.base.sequence);
     let commit = row.copying.map_or(commit, |have| have.max(row.base.sequence));
@@ -185,9 +212,22 @@ fn revive(
         commit,
         copying: row.copying,
         // While a copy is filled, the stream begins behind what the copy had.
-        damaged: damaged && row.copying.is_none() || row.lost,
+        damaged: damaged && row.copying.is_none() || row.lost || rotten,
     };
     Ok((replica, recovered))
+}
+
+/// Reads an entry's payload from its slot, where it was durable before the entry was; false if it is not there.
+fn fetch(store: &Store, place: Place, entry: &mut Entry<Payload>) -> bool {
+    let Change::Write { extent, data } = &mut entry.change else { return false };
+    let Some(device) = store.device(place.device) else { return false };
+    let mut bytes = AlignedBuf::zeroed(CHUNK_BYTES as usize);
+    if let Err(error) = device.read(place.slot, 0, &mut bytes) {
+        tracing::error!(?place, %error, "cannot read what the journal refers to");
+        return false;
+    }
+    data.data = bytes.freeze();
+    data.verify(*extent).is_ok()
 }
 
 fn replica_rows(

@@ -85,6 +85,15 @@ impl Ring {
         }
     }
 
+    /// The ticket of the record that is appended next.
+    pub(super) fn next(&self) -> Ticket {
+        Ticket(self.last.0 + 1)
+    }
+
+    pub(super) fn is_durable(&self, ticket: Ticket) -> bool {
+        ticket <= self.durable
+    }
+
     pub(super) fn appended(&mut self, record: &Record) -> Ticket {
         self.last.0 += 1;
         self.on_the_way.push_back(Summary::of(record));
@@ -229,11 +238,13 @@ impl ShardStore {
             let Some(state) = self.replicas.get(&replica) else { continue };
             let (segment, commit) = (state.segment, state.applied);
             self.ring.carried(replica, &state.tail);
+            let reserved = &self.reserved;
             let again = |entry: &Entry<Payload>| Record::Entry {
                 replica,
                 segment,
                 entry: entry.clone(),
                 commit,
+                slot: reserved.place(replica, entry.position),
             };
             self.queued.extend(state.tail.iter().map(again));
         }

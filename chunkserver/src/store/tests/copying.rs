@@ -31,7 +31,7 @@ fn position(sequence: u64) -> Position {
 fn log(store: &mut ShardStore, entry: &Entry<Payload>) {
     let commit = Sequence(entry.position.sequence.0 - 1);
     let (replica, segment) = (COPY, segment(COPY));
-    store.append(Record::Entry { replica, segment, entry: entry.clone(), commit });
+    store.append(Record::Entry { replica, segment, entry: entry.clone(), commit, slot: None });
 }
 
 fn image(chunk: u32, changed: u64, at: u64, byte: u8) -> ChunkImage {

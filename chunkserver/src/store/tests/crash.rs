@@ -38,6 +38,9 @@ fn workload() -> Vec<Op> {
         if i % 13 == 12 {
             ops.push(Op::Discard { replica, chunk: i % 2 });
         }
+        if i % 11 == 4 {
+            ops.push(Op::Fill { replica, chunk: i / 2 % 2, byte: byte | 64 });
+        }
         if i % 9 == 8 {
             ops.push(Op::Replace { replica });
         }
@@ -134,6 +137,7 @@ fn nothing_durable_is_lost_and_nothing_uncommitted_is_applied_at_any_crash() {
     let points = world.clock.ops();
     assert!(!whole.failed && whole.destaged > 4, "the workload runs through");
     assert!(whole.known.values().all(|known| known.commit > 20), "and commits");
+    assert!(whole.store.adopted_slots() > 0, "a whole chunk stayed in its slot");
     println!("{points} crash points, {} ways each", KEEPS.len());
     let next = AtomicU64::new(1);
     let lane = || {

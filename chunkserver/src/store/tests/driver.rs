@@ -25,6 +25,9 @@ pub(super) const SEGMENT: u64 = 2 * CHUNK_BYTES;
 /// Where the workloads write: small, so that it is cheap to compare, and over a chunk's border.
 pub(super) const HOT: [(u64, u64); 2] = [(0, 24 << 10), (CHUNK_BYTES - (8 << 10), 24 << 10)];
 
+/// Slots that the workloads have reserved at a time: fewer than an eighth of the device's.
+const SLOTS_MAX: usize = 16;
+
 /// Simulated ground of one server.
 #[derive(Debug)]
 pub(super) struct World {
@@ -134,6 +137,12 @@ pub(super) enum Op {
         replica: u64,
         chunk: u64,
     },
+    /// Appends a write of a whole chunk, whose bytes go to a slot.
+    Fill {
+        replica: u64,
+        chunk: u64,
+        byte: u8,
+    },
     /// Raises the epoch and replaces the last entry, if it is not committed.
     Replace {
         replica: u64,
@@ -208,10 +217,20 @@ impl Driver {
                 let extent = Extent::new(chunk * CHUNK_BYTES, CHUNK_BYTES, SEGMENT).expect("valid");
                 self.append(ReplicaId(replica), Change::Zero { extent, discard: true });
             }
+            Op::Fill { replica, chunk, byte } => self.fill(ReplicaId(replica), chunk, byte),
             Op::Replace { replica } => self.replace(ReplicaId(replica)),
             Op::Commit { replica, lag } => self.commit(ReplicaId(replica), lag),
             Op::Freeze => self.freeze(),
             Op::Poll => self.poll(),
+        }
+    }
+
+    /// The journal of these tests cannot take a chunk, so the slots must not run out.
+    fn fill(&mut self, replica: ReplicaId, chunk: u64, byte: u8) {
+        if self.store.reserved_slots() < SLOTS_MAX {
+            let extent = Extent::new(chunk * CHUNK_BYTES, CHUNK_BYTES, SEGMENT).expect("valid");
+            let data = Payload::new(extent, Bytes::from(vec![byte; CHUNK_BYTES as usize]));
+            self.append(replica, Change::Write { extent, data });
         }
     }
 
@@ -231,7 +250,8 @@ impl Driver {
         known.log.push(entry.clone());
         let commit = Sequence(known.commit);
         let segment = segment(replica);
-        let ticket = self.store.append(Record::Entry { replica, segment, entry, commit });
+        let ticket =
+            self.store.append(Record::Entry { replica, segment, entry, commit, slot: None });
         self.remember(replica, ticket);
         if ticket.0.is_multiple_of(3) {
             self.store.submit();

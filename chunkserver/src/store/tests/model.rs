@@ -23,6 +23,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             |(replica, sector, sectors)| Op::Zero { replica, sector, sectors }),
         1 => (replica.clone(), 0..2_u64).prop_map(
             |(replica, chunk)| Op::Discard { replica, chunk }),
+        1 => (replica.clone(), 0..2_u64, 1..255_u8).prop_map(
+            |(replica, chunk, byte)| Op::Fill { replica, chunk, byte }),
         1 => replica.clone().prop_map(|replica| Op::Replace { replica }),
         4 => (replica, 0..3_u64).prop_map(|(replica, lag)| Op::Commit { replica, lag }),
         2 => Just(Op::Freeze),

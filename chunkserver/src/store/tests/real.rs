@@ -96,7 +96,13 @@ async fn what_is_written_is_read_before_and_after_destaging_and_a_restart() {
         for entry in &entries {
             let (replica, segment) = (REPLICA, segment());
             let commit = Sequence(entry.position.sequence.0 - 1);
-            last = store.append(Record::Entry { replica, segment, entry: entry.clone(), commit });
+            last = store.append(Record::Entry {
+                replica,
+                segment,
+                entry: entry.clone(),
+                commit,
+                slot: None,
+            });
         }
         durable(&mut store, last).await;
         for entry in &entries {
