@@ -9,7 +9,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::{
     fleet,
-    node::{Node, unix_ms},
+    node::Node,
     repair::{Patience, Planner, World},
     state::command::{Command, Proposal},
 };
@@ -82,7 +82,7 @@ fn plan(node: &Node, planner: &mut Planner) -> Vec<Command> {
     };
     let state = &view.state;
     let (servers, spares) = (&servers, spares.as_slice());
-    planner.plan(&World { state, servers, spares, now, now_ms: unix_ms(), patience })
+    planner.plan(&World { state, servers, spares, now, patience })
 }
 
 /// Proposes all at once and waits until each is applied, so that the next plan sees the result.
@@ -90,7 +90,7 @@ async fn propose(node: &Node, commands: Vec<Command>) {
     if commands.is_empty() {
         return;
     }
-    let now_ms = unix_ms();
+    let now_ms = node.wall_ms();
     let proposals = commands.into_iter().map(|command| Proposal { now_ms, command });
     let mut results = match node.raft.client_write_many(proposals).await {
         Ok(results) => results,

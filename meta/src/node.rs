@@ -78,12 +78,21 @@ pub(crate) struct Node {
     detector: Mutex<Detector>,
     absence: Mutex<Absence>,
     started: Instant,
+    wall_ms: WallClock,
 }
+
+/// Unix milliseconds.
+type WallClock = fn() -> u64;
 
 impl Node {
     /// Milliseconds of this process's monotonic clock.
     pub(crate) fn now(&self) -> Millis {
         self.started.elapsed().as_millis() as Millis
+    }
+
+    /// Unix milliseconds, for proposals: what people read, nothing is decided by it.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        (self.wall_ms)()
     }
 
     pub(crate) fn detector(&self) -> MutexGuard<'_, Detector> {
@@ -95,8 +104,7 @@ impl Node {
     }
 }
 
-/// Unix milliseconds, for proposals.
-pub(crate) fn unix_ms() -> u64 {
+fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -117,10 +125,14 @@ pub struct MetaNode {
 impl MetaNode {
     /// Recovers from the data folder and serves. Runs on the caller's tokio runtime.
     pub async fn start(config: MetaConfig) -> Result<Self, MetaError> {
+        Self::start_by(config, unix_ms).await
+    }
+
+    async fn start_by(config: MetaConfig, wall_ms: WallClock) -> Result<Self, MetaError> {
         config.validate()?;
         let store = Store::open(&config.dir, config.node)?;
         let closed = store.closed();
-        let started = Self::start_on(config, store).await;
+        let started = Self::start_on(config, store, wall_ms).await;
         if started.is_err() {
             // The folder can be opened again once this returns.
             closed.cancelled().await;
@@ -128,7 +140,11 @@ impl MetaNode {
         started
     }
 
-    async fn start_on(config: MetaConfig, store: Store) -> Result<Self, MetaError> {
+    async fn start_on(
+        config: MetaConfig,
+        store: Store,
+        wall_ms: WallClock,
+    ) -> Result<Self, MetaError> {
         let closed = store.closed();
         let log = LogStore::new(store.clone())?;
         let (machine, live) = Machine::open(store)?;
@@ -150,7 +166,8 @@ impl MetaNode {
         let id = config.node;
         let started = Instant::now();
         let absence = Mutex::default();
-        let node = Arc::new(Node { id, config, raft, live, closing, detector, absence, started });
+        let node =
+            Arc::new(Node { id, config, raft, live, closing, detector, absence, started, wall_ms });
         let raft_service = RaftService { node: id, raft: node.raft.clone(), snapshots };
         let server = Some(tokio::spawn(serve(Arc::clone(&node), raft_service, listener)));
         let driver = tokio::spawn(driver::run(Arc::clone(&node)));
@@ -279,7 +296,74 @@ pub async fn run(
 
 #[cfg(test)]
 mod tests {
+    use tidewater_proto::rpc::{self, meta_client::MetaClient};
+    use tonic::transport::Channel;
+
     use super::*;
+
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+
+    async fn start(dir: &std::path::Path, wall_ms: WallClock) -> (MetaNode, MetaClient<Channel>) {
+        let config = MetaConfig::new(1, ([127, 0, 0, 1], 0).into(), dir.to_owned());
+        let node = MetaNode::start_by(config, wall_ms).await.expect("starts");
+        let address = format!("http://{}", node.address());
+        let channel = Channel::from_shared(address).expect("address").connect_lazy();
+        (node, MetaClient::new(channel))
+    }
+
+    /// The answer, once the node leads.
+    async fn trash(client: &mut MetaClient<Channel>) -> Vec<String> {
+        let request = rpc::ListVolumesRequest { trash: true };
+        let answer = async {
+            loop {
+                match client.list_volumes(request).await {
+                    Ok(reply) => break reply.into_inner().volumes,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let volumes = tokio::time::timeout(STOP_TIMEOUT * 5, answer).await.expect("a leader");
+        volumes.into_iter().map(|volume| volume.name).collect()
+    }
+
+    /// One node leads twice, with clocks years apart. What is to be kept for a day is still there after
+    /// the planner has looked, which it shows by purging what was to be kept for a moment.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn trash_is_kept_for_its_time_by_leaders_whose_clocks_are_years_apart() {
+        for (first, second) in
+            [((|| 0) as WallClock, (|| 50 * YEAR_MS) as WallClock), (|| 50 * YEAR_MS, || 0)]
+        {
+            let dir = tempfile::tempdir().expect("tempdir");
+            let (node, mut client) = start(dir.path(), first).await;
+            let this = rpc::MetaNode {
+                id: 1,
+                address: node.address().to_string(),
+                ..rpc::MetaNode::default()
+            };
+            let init = rpc::InitClusterRequest { nodes: vec![this], segment_bytes: 1 << 20 };
+            client.init_cluster(init).await.expect("init");
+            for (name, keep_seconds) in [("day", 24 * 3600), ("moment", 1)] {
+                let (name, size_bytes) = (name.to_owned(), 1 << 20);
+                let create = rpc::CreateVolumeRequest {
+                    name: name.clone(),
+                    size_bytes,
+                    replicas: 1,
+                    ..rpc::CreateVolumeRequest::default()
+                };
+                client.create_volume(create).await.expect("create");
+                let delete = rpc::DeleteVolumeRequest { name, keep_seconds };
+                client.delete_volume(delete).await.expect("delete");
+            }
+            node.stop().await;
+            let (node, mut client) = start(dir.path(), second).await;
+            let deadline = Instant::now() + 5 * STOP_TIMEOUT;
+            while trash(&mut client).await != ["day"] {
+                assert!(Instant::now() < deadline, "{:?}", trash(&mut client).await);
+                tokio::task::yield_now().await;
+            }
+            node.stop().await;
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_node_fails_when_its_raft_core_ends_and_not_before() {

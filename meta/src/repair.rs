@@ -21,7 +21,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidewater_proto::{
-    ids::{Epoch, SegmentId, ServerId, Token},
+    ids::{Epoch, Revision, SegmentId, ServerId, Token, VolumeId},
     record::{Member, SegmentRecord, SetChange},
 };
 
@@ -33,6 +33,7 @@ use crate::{
         apply::{attachments::is_fenced, restore::missing},
         command::{AddLearner, ChangeSet, Command, LearnerSource},
         index::CopyCount,
+        rows::Trashed,
     },
 };
 
@@ -43,6 +44,8 @@ const LEARNERS_PER_SERVER_MAX: u32 = 32;
 /// A dead member stays this many detection times, for its primary to remove it first: that needs no
 /// new activation.
 const MEMBER_PATIENCE: u64 = 3;
+/// A leader records how long a volume has been in the trash this often: what a change of leaders loses.
+const TRASH_RECORD_MS: Millis = 10 * 60 * 1_000;
 const ACTOR: &str = "repair";
 
 /// How long the planner waits for what.
@@ -65,15 +68,24 @@ pub(crate) struct World<'a> {
     pub(crate) spares: &'a [Candidate],
     /// By the clock of `servers`.
     pub(crate) now: Millis,
-    /// Unix milliseconds, for expiry.
-    pub(crate) now_ms: u64,
     pub(crate) patience: Patience,
 }
 
-/// The planner's memory: since when segments have waited for their primary. Losing it costs time only.
+/// The planner's memory: since when segments have waited for their primary, and volumes for the end of
+/// their time in the trash. Losing it costs time only.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Planner {
     waiting: BTreeMap<SegmentId, (Epoch, Token, Millis)>,
+    trash: BTreeMap<VolumeId, Counted>,
+}
+
+/// A stay in the trash, as this leader counts it.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    deletion: Revision,
+    /// When this leader first saw it, and what was recorded of it then.
+    since: Millis,
+    before_ms: u64,
 }
 
 impl Planner {
@@ -87,7 +99,7 @@ impl Planner {
                 .collect();
         }
         let mut commands = ready_attachments(world.state);
-        commands.extend(expired_trash(world));
+        commands.extend(self.trash(world));
         let segments = suspects(world);
         self.waiting.retain(|segment, _| segments.contains(segment));
         let mut turn = Turn { world, learners: BTreeMap::new() };
@@ -102,6 +114,31 @@ impl Planner {
         }
         commands.truncate(COMMANDS_MAX);
         commands
+    }
+
+    /// Purges what has been in the trash for its time, and records the time of the rest. No two machines'
+    /// clocks are compared: leaders count in turn, each from when it first sees the row.
+    fn trash(&mut self, world: &World<'_>) -> Vec<Command> {
+        let state = world.state;
+        self.trash.retain(|id, _| state.index.trashed.contains(id));
+        let stay = |&id| Some((id, state.volumes.get(&id)?.trashed?));
+        let stays = state.index.trashed.iter().filter_map(stay);
+        stays.filter_map(|(id, stay)| self.age(id, &stay, world.now)).collect()
+    }
+
+    fn age(&mut self, id: VolumeId, stay: &Trashed, now: Millis) -> Option<Command> {
+        let deletion = stay.deletion;
+        let fresh = Counted { deletion, since: now, before_ms: stay.waited_ms };
+        let counted = self.trash.entry(id).or_insert(fresh);
+        if counted.deletion != deletion {
+            *counted = fresh;
+        }
+        let waited_ms = counted.before_ms.saturating_add(now.saturating_sub(counted.since));
+        if waited_ms >= stay.keep_ms() {
+            return Some(Command::PurgeVolume { id, deletion: Some(deletion) });
+        }
+        let unrecorded = waited_ms.saturating_sub(stay.waited_ms);
+        (unrecorded >= TRASH_RECORD_MS).then_some(Command::AgeTrash { id, deletion, waited_ms })
     }
 
     /// Whether the primary has had its time to activate the current epoch and token.
@@ -125,15 +162,6 @@ fn ready_attachments(state: &State) -> Vec<Command> {
         .filter(|a| is_fenced(state, a.volume, a.token))
         .map(|a| Command::AttachReady { session: a.session, token: a.token })
         .collect()
-}
-
-fn expired_trash<'a>(world: &'a World<'_>) -> impl Iterator<Item = Command> + 'a {
-    let state = world.state;
-    let trashed =
-        state.index.trashed.iter().filter_map(|&id| Some((id, state.volumes.get(&id)?.trashed?)));
-    trashed
-        .filter(|(_, trashed)| world.now_ms >= trashed.purge_ms)
-        .map(|(id, _)| Command::PurgeVolume { id })
 }
 
 /// Segments that may need something: those not settled, and those with a copy on a dead server.

@@ -5,6 +5,7 @@ use tidewater_proto::ids::{ReplicaId, Revision};
 use super::*;
 use crate::{
     state::{
+        apply::apply,
         command::{Active, Attach, CreateSegment, Proposal},
         outcome::Rejected,
         rows::{AttachMode, AttachState, Holder, Topology},
@@ -45,14 +46,7 @@ fn plan(record: &SegmentRecord, dead: &[(u64, Millis)], stuck: bool) -> Vec<Comm
     let servers = servers(dead);
     let spares = spares(&servers);
     let state = &log.state;
-    let world = World {
-        state,
-        servers: &servers,
-        spares: &spares,
-        now: NOW,
-        now_ms: 0,
-        patience: PATIENCE,
-    };
+    let world = World { state, servers: &servers, spares: &spares, now: NOW, patience: PATIENCE };
     let mut planner = Planner::default();
     if stuck {
         let since = NOW - PATIENCE.activation;
@@ -125,7 +119,7 @@ fn waiting_starts_again_with_each_epoch() {
     let mut at = |epoch: u64, now| {
         log.state.put_segment(SegmentRecord { epoch: Epoch(epoch), ..record.clone() });
         let (state, spares) = (&log.state, &[][..]);
-        let world = World { state, servers: &servers, spares, now, now_ms: 0, patience: PATIENCE };
+        let world = World { state, servers: &servers, spares, now, patience: PATIENCE };
         planner.plan(&world).len()
     };
     assert_eq!([at(1, 0), at(1, 4_999), at(1, 5_000)], [0, 0, 1]);
@@ -198,7 +192,7 @@ fn a_server_is_not_given_more_learners_than_it_can_take() {
     }
     let servers = servers(&[]);
     let (state, spares) = (&log.state, &[][..]);
-    let world = World { state, servers: &servers, spares, now: NOW, now_ms: 0, patience: PATIENCE };
+    let world = World { state, servers: &servers, spares, now: NOW, patience: PATIENCE };
     let commands = Planner::default().plan(&world);
     assert_eq!(learners(&commands).len(), LEARNERS_PER_SERVER_MAX as usize);
 }
@@ -211,23 +205,85 @@ fn a_plan_is_bounded() {
     }
     let servers = servers(&[(1, 2_000)]);
     let (state, spares) = (&log.state, &[][..]);
-    let world = World { state, servers: &servers, spares, now: NOW, now_ms: 0, patience: PATIENCE };
+    let world = World { state, servers: &servers, spares, now: NOW, patience: PATIENCE };
     assert_eq!(Planner::default().plan(&world).len(), COMMANDS_MAX);
 }
 
-#[test]
-fn trash_is_purged_when_its_time_has_come() {
+const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+
+/// A cluster with a volume that a leader whose clock shows `deleted_ms` has put in the trash.
+fn trashed(deleted_ms: u64, keep_ms: u64) -> Log {
     let mut log = Log::new(0);
     log.run(Command::CreateVolume(volume("v", 1))).expect("create");
-    log.run(Command::DeleteVolume { name: "v".to_owned(), keep_ms: 1_000 }).expect("delete");
-    let purge_ms = log.revision + 1_000;
-    let servers = BTreeMap::new();
-    let at = |now_ms| {
-        let (state, spares, now) = (&log.state, &[][..], NOW);
-        let world = World { state, servers: &servers, spares, now, now_ms, patience: PATIENCE };
-        Planner::default().plan(&world).len()
-    };
-    assert_eq!([at(purge_ms - 1), at(purge_ms)], [0, 1]);
+    delete(&mut log, deleted_ms, keep_ms);
+    log
+}
+
+fn delete(log: &mut Log, now_ms: u64, keep_ms: u64) {
+    log.revision += 1;
+    let command = Command::DeleteVolume { name: "v".to_owned(), keep_ms };
+    let delete = Proposal { now_ms, command };
+    apply(&mut log.state, Revision(log.revision), &delete).expect("delete");
+}
+
+/// What a leader plans `now` milliseconds after it started.
+fn trash_at(planner: &mut Planner, state: &State, now: Millis) -> Vec<Command> {
+    let (servers, spares) = (&BTreeMap::new(), &[][..]);
+    planner.plan(&World { state, servers, spares, now, patience: PATIENCE })
+}
+
+fn purges(commands: &[Command]) -> usize {
+    commands.iter().filter(|c| matches!(c, Command::PurgeVolume { .. })).count()
+}
+
+#[test]
+fn trash_is_kept_for_its_time_as_the_leader_counts_it_whatever_the_clock_of_the_one_before() {
+    for deleted_ms in [0, YEAR_MS, 100 * YEAR_MS] {
+        let log = trashed(deleted_ms, 1_000);
+        let mut planner = Planner::default();
+        let mut at = |now| purges(&trash_at(&mut planner, &log.state, now));
+        assert_eq!([at(50), at(1_049), at(1_050)], [0, 0, 1], "deleted at {deleted_ms}");
+    }
+}
+
+#[test]
+fn a_new_leader_counts_on_from_what_the_last_one_recorded() {
+    let keep_ms = 10 * TRASH_RECORD_MS;
+    let mut log = trashed(YEAR_MS, keep_ms);
+    let mut leaders = 0;
+    let mut waited = 0;
+    // No leader lives long enough to see the end alone.
+    'kept: loop {
+        leaders += 1;
+        let mut planner = Planner::default();
+        for step in 0..=5 {
+            let commands = trash_at(&mut planner, &log.state, step * TRASH_RECORD_MS / 2);
+            if purges(&commands) > 0 {
+                break 'kept;
+            }
+            waited += u64::from(step > 0) * TRASH_RECORD_MS / 2;
+            for command in commands {
+                log.run(command).expect("planned on this very state");
+            }
+        }
+        assert!(leaders < 10, "never purged");
+    }
+    assert!((keep_ms..2 * keep_ms).contains(&waited), "purged after {waited} of {keep_ms} ms");
+}
+
+#[test]
+fn a_purge_planned_before_the_volume_was_restored_and_deleted_again_is_refused() {
+    let mut log = trashed(0, 1_000);
+    let mut planner = Planner::default();
+    trash_at(&mut planner, &log.state, 0);
+    let stale = trash_at(&mut planner, &log.state, 1_000).remove(0);
+    let id = VolumeId(1);
+    log.run(Command::RestoreVolume { id, name: String::new() }).expect("restore");
+    assert_eq!(log.run(stale.clone()), Err(Rejected::NotInTrash { id }));
+    delete(&mut log, 0, 1_000);
+    assert_eq!(log.run(stale), Err(Rejected::OtherDeletion { id }));
+    let mut at = |now| purges(&trash_at(&mut planner, &log.state, now));
+    assert_eq!([at(1_100), at(2_099), at(2_100)], [0, 0, 1], "its time begins again");
 }
 
 /// A cluster driven by the planner alone: each round, what it plans is applied, live primaries activate
@@ -237,10 +293,9 @@ fn settle(log: &mut Log, dead: &[(u64, Millis)]) {
     let spares = spares(&servers);
     let mut planner = Planner::default();
     for round in 0..50 {
-        let (now, now_ms) = (NOW + round * 100, 0);
+        let now = NOW + round * 100;
         let state = &log.state;
-        let world =
-            World { state, servers: &servers, spares: &spares, now, now_ms, patience: PATIENCE };
+        let world = World { state, servers: &servers, spares: &spares, now, patience: PATIENCE };
         let commands = planner.plan(&world);
         let quiet = commands.is_empty();
         for command in commands {
@@ -332,11 +387,11 @@ fn a_stale_plan_is_refused() {
     log.state.put_segment(record(&[1, 2, 3]));
     let servers = servers(&[(1, 2_000)]);
     let (state, spares) = (&log.state, &[][..]);
-    let world = World { state, servers: &servers, spares, now: NOW, now_ms: 0, patience: PATIENCE };
+    let world = World { state, servers: &servers, spares, now: NOW, patience: PATIENCE };
     let plan = Planner::default().plan(&world).remove(0);
     log.run(plan.clone()).expect("the first");
     let again = Proposal { now_ms: 0, command: plan };
-    let refused = crate::state::apply::apply(&mut log.state, Revision(999), &again);
+    let refused = apply(&mut log.state, Revision(999), &again);
     let stale = Rejected::StaleEpoch { expected: Epoch(1), actual: Epoch(2) };
     assert_eq!(refused, Err(stale));
 }

@@ -11,7 +11,7 @@ use openraft::{
 use super::failure::Failure;
 use crate::{
     live::View,
-    node::{Node, unix_ms},
+    node::Node,
     raft::TypeConfig,
     state::{
         command::{Command, Proposal},
@@ -61,7 +61,7 @@ impl Node {
 
     /// Commits the command and applies it.
     pub(crate) async fn propose(&self, command: Command) -> Result<Applied, Failure> {
-        let proposal = Proposal { now_ms: unix_ms(), command };
+        let proposal = Proposal { now_ms: self.wall_ms(), command };
         let written = self.commit(async {
             loop {
                 match self.raft.client_write(proposal.clone()).await {

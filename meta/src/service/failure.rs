@@ -84,6 +84,7 @@ fn code_of(rejected: &Rejected) -> Code {
         | Rejected::ServerHoldsCopies { .. }
         | Rejected::Attached { .. }
         | Rejected::NotInTrash { .. }
+        | Rejected::OtherDeletion { .. }
         | Rejected::RequestEnded
         | Rejected::NotReady
         | Rejected::StaleEpoch { .. }

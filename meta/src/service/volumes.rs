@@ -99,7 +99,7 @@ pub(super) async fn purge(
     node: &Node,
     request: rpc::PurgeVolumeRequest,
 ) -> Result<rpc::Empty, Failure> {
-    node.propose(Command::PurgeVolume { id: VolumeId(request.id) }).await?;
+    node.propose(Command::PurgeVolume { id: VolumeId(request.id), deletion: None }).await?;
     Ok(rpc::Empty {})
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tidewater_proto::{
-    ids::{Epoch, ReplicaId, RunId, SegmentId, ServerId, SessionId, Token, VolumeId},
+    ids::{Epoch, ReplicaId, Revision, RunId, SegmentId, ServerId, SessionId, Token, VolumeId},
     record::{CopyReport, Durability, SetChange},
 };
 
@@ -15,7 +15,7 @@ use super::rows::{AttachMode, Device, Holder, Instance, Topology};
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Proposal {
-    /// Unix milliseconds by the proposer's clock. For people and for expiry, never for order.
+    /// Unix milliseconds by the proposer's clock. For people: nothing is decided by it.
     pub(crate) now_ms: u64,
     pub(crate) command: Command,
 }
@@ -33,7 +33,8 @@ pub(crate) enum Command {
     RenameVolume { name: String, to: String },
     DeleteVolume { name: String, keep_ms: u64 },
     RestoreVolume { id: VolumeId, name: String },
-    PurgeVolume { id: VolumeId },
+    AgeTrash { id: VolumeId, deletion: Revision, waited_ms: u64 },
+    PurgeVolume { id: VolumeId, deletion: Option<Revision> },
     RegisterProgram { name: String, instances: Vec<(String, Instance)> },
     RemoveProgram { name: String, instance: Option<String> },
     Attach(Attach),
@@ -176,6 +177,7 @@ impl Command {
             Self::RenameVolume { .. } => "rename-volume",
             Self::DeleteVolume { .. } => "delete-volume",
             Self::RestoreVolume { .. } => "restore-volume",
+            Self::AgeTrash { .. } => "age-trash",
             Self::PurgeVolume { .. } => "purge-volume",
             Self::RegisterProgram { .. } => "register-program",
             Self::RemoveProgram { .. } => "remove-program",

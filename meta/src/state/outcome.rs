@@ -67,6 +67,8 @@ pub(crate) enum Rejected {
     Attached { session: SessionId, program: String, instance: String, host: String },
     #[error("volume {id} is not in the trash")]
     NotInTrash { id: VolumeId },
+    #[error("volume {id} was restored and deleted again")]
+    OtherDeletion { id: VolumeId },
     #[error("limit reached: {limit} {what}")]
     LimitReached { what: Limit, limit: usize },
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tidewater_proto::{
-    ids::{RunId, ServerId, SessionId, Token, VolumeId},
+    ids::{Revision, RunId, ServerId, SessionId, Token, VolumeId},
     record::{CopyReport, Durability, ServerAddress},
 };
 
@@ -69,11 +69,26 @@ pub(crate) struct ServerRow {
     pub(crate) cordoned: bool,
 }
 
-/// When a volume went to the trash and when it is purged, by the proposers' clocks.
+/// A volume's stay in the trash. Its end is decided by durations that leaders have counted, each by its
+/// own monotonic clock; the two times are for people, by the clock of the one that took the delete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Trashed {
     pub(crate) deleted_ms: u64,
+    /// `deleted_ms` and how long it is kept.
     pub(crate) purge_ms: u64,
+    /// Where the log has the delete: one that follows a restore begins another stay.
+    #[serde(default)]
+    pub(crate) deletion: Revision,
+    /// How much of its time has passed, as far as leaders have recorded it.
+    #[serde(default)]
+    pub(crate) waited_ms: u64,
+}
+
+impl Trashed {
+    /// How long the volume is kept.
+    pub(crate) fn keep_ms(&self) -> u64 {
+        self.purge_ms.saturating_sub(self.deleted_ms)
+    }
 }
 
 /// A volume.

@@ -66,7 +66,10 @@ pub(crate) fn apply(state: &mut State, revision: Revision, proposal: &Proposal) 
         Command::RenameVolume { name, to } => volumes::rename(step, name, to),
         Command::DeleteVolume { name, keep_ms } => volumes::delete(step, name, *keep_ms),
         Command::RestoreVolume { id, name } => volumes::restore(step, *id, name),
-        Command::PurgeVolume { id } => volumes::purge(step, *id),
+        Command::AgeTrash { id, deletion, waited_ms } => {
+            volumes::age(step, *id, *deletion, *waited_ms)
+        }
+        Command::PurgeVolume { id, deletion } => volumes::purge(step, *id, *deletion),
         Command::RegisterProgram { name, instances } => programs::register(step, name, instances),
         Command::RemoveProgram { name, instance } => {
             programs::remove(step, name, instance.as_deref())

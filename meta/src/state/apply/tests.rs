@@ -462,7 +462,10 @@ fn an_attached_volume_is_not_deleted_and_a_trashed_one_comes_back() {
     assert_eq!(world.run(restore("")), exists);
     assert_eq!(world.run(restore("old")), Ok(Applied::Volume(id)));
     assert_eq!(world.run(restore("old")), Err(Rejected::NotInTrash { id }));
-    assert_eq!(world.run(Command::PurgeVolume { id }), Err(Rejected::NotInTrash { id }));
+    assert_eq!(
+        world.run(Command::PurgeVolume { id, deletion: None }),
+        Err(Rejected::NotInTrash { id })
+    );
 }
 
 #[test]
@@ -471,7 +474,7 @@ fn purged_copies_are_kept_until_their_servers_report_them_deleted() {
     let replica = on(&world.record(0), 2);
     let delete = Command::DeleteVolume { name: "v".to_owned(), keep_ms: 5 };
     let Ok(Applied::Volume(id)) = world.run(delete) else { panic!("deleted") };
-    world.run(Command::PurgeVolume { id }).expect("purge");
+    world.run(Command::PurgeVolume { id, deletion: None }).expect("purge");
     assert!(world.state.segment(segment(0)).is_none());
     assert_eq!(world.state.retired.len(), 3);
     let deleted = |server| Command::ReportDeleted {

@@ -3,7 +3,7 @@
 
 use tidewater_proto::{
     geometry::{BLOCK_BYTES, VOLUME_BYTES_MAX},
-    ids::{Token, VolumeId},
+    ids::{Revision, Token, VolumeId},
 };
 
 use super::{Step, events::Note};
@@ -112,7 +112,8 @@ pub(super) fn delete(step: &mut Step<'_>, name: &str, keep_ms: u64) -> Outcome {
         return Err(super::attachments::held_by(held));
     }
     let purge_ms = step.now_ms.saturating_add(keep_ms);
-    volume.trashed = Some(Trashed { deleted_ms: step.now_ms, purge_ms });
+    let (deleted_ms, deletion) = (step.now_ms, step.revision);
+    volume.trashed = Some(Trashed { deleted_ms, purge_ms, deletion, waited_ms: 0 });
     step.event(EventKind::VolumeDeleted, note(&volume, id.to_string()));
     step.state.index.names.remove(name);
     step.state.index.trashed.insert(id);
@@ -120,17 +121,44 @@ pub(super) fn delete(step: &mut Step<'_>, name: &str, keep_ms: u64) -> Outcome {
     Ok(Applied::Volume(id))
 }
 
-fn trashed(state: &State, id: VolumeId) -> Result<VolumeRow, Rejected> {
+fn trashed(state: &State, id: VolumeId) -> Result<(VolumeRow, Trashed), Rejected> {
     let volume = state.volumes.get(&id).ok_or(Rejected::UnknownVolumeId { id })?;
-    if volume.trashed.is_none() {
-        return Err(Rejected::NotInTrash { id });
+    let stay = volume.trashed.ok_or(Rejected::NotInTrash { id })?;
+    Ok((volume.clone(), stay))
+}
+
+/// The volume in that stay in the trash, not in a later one.
+fn trashed_since(
+    state: &State,
+    id: VolumeId,
+    deletion: Revision,
+) -> Result<(VolumeRow, Trashed), Rejected> {
+    let (volume, stay) = trashed(state, id)?;
+    if stay.deletion != deletion {
+        return Err(Rejected::OtherDeletion { id });
     }
-    Ok(volume.clone())
+    Ok((volume, stay))
+}
+
+/// Records how much of a volume's time in the trash has passed: the next leader counts on from there.
+pub(super) fn age(
+    step: &mut Step<'_>,
+    id: VolumeId,
+    deletion: Revision,
+    waited_ms: u64,
+) -> Outcome {
+    let (mut volume, stay) = trashed_since(step.state, id, deletion)?;
+    if waited_ms <= stay.waited_ms {
+        return Ok(Applied::Unchanged);
+    }
+    volume.trashed = Some(Trashed { waited_ms, ..stay });
+    step.state.volumes.insert(id, volume);
+    Ok(Applied::Done)
 }
 
 /// Takes a volume out of the trash, under a new name unless that is empty.
 pub(super) fn restore(step: &mut Step<'_>, id: VolumeId, name: &str) -> Outcome {
-    let mut volume = trashed(step.state, id)?;
+    let (mut volume, _) = trashed(step.state, id)?;
     if !name.is_empty() {
         name.clone_into(&mut volume.name);
     }
@@ -143,9 +171,13 @@ pub(super) fn restore(step: &mut Step<'_>, id: VolumeId, name: &str) -> Outcome 
     Ok(Applied::Volume(id))
 }
 
-/// Ends a volume in the trash: its records go, its copies are retired.
-pub(super) fn purge(step: &mut Step<'_>, id: VolumeId) -> Outcome {
-    let volume = trashed(step.state, id)?;
+/// Ends a volume in the trash: its records go, its copies are retired. With `deletion` only if it has
+/// been there since then.
+pub(super) fn purge(step: &mut Step<'_>, id: VolumeId, deletion: Option<Revision>) -> Outcome {
+    let (volume, _) = match deletion {
+        Some(deletion) => trashed_since(step.state, id, deletion)?,
+        None => trashed(step.state, id)?,
+    };
     let segments: Vec<_> = step.state.segments_of(id, 0).map(|r| r.segment).collect();
     for &segment in &segments {
         let Some(record) = step.state.remove_segment(segment) else { continue };
