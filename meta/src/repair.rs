@@ -31,7 +31,7 @@ use crate::{
     state::{
         State,
         apply::{attachments::is_fenced, restore::missing},
-        command::{AddLearner, ChangeSet, Command, LearnerSource},
+        command::{AddLearner, ChangeSet, Command, LearnerSource, REPAIR},
         index::CopyCount,
         rows::Trashed,
     },
@@ -46,7 +46,6 @@ const LEARNERS_PER_SERVER_MAX: u32 = 32;
 const MEMBER_PATIENCE: u64 = 3;
 /// A leader records how long a volume has been in the trash this often: what a change of leaders loses.
 const TRASH_RECORD_MS: Millis = 10 * 60 * 1_000;
-const ACTOR: &str = "repair";
 
 /// How long the planner waits for what.
 #[derive(Clone, Copy, Debug)]
@@ -309,7 +308,7 @@ fn change_set(record: &SegmentRecord, change: SetChange, reason: &str) -> Comman
         expected_epoch: record.epoch,
         change,
         proposer: None,
-        actor: ACTOR.to_owned(),
+        actor: REPAIR.to_owned(),
         reason: reason.to_owned(),
     })
 }

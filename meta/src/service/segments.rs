@@ -192,6 +192,9 @@ pub(super) async fn change_set(
     node.check_decides()?;
     let segment = id(request.volume, request.index);
     let current = record(&node.live.read(), segment)?;
+    if request.reason.is_empty() {
+        return Err(Failure::Invalid { field: "reason", reason: "none given" });
+    }
     let asked = match request.change {
         Some(Change::Remove(replica)) => SetChange::Remove { replica: ReplicaId(replica) },
         Some(Change::Lost(replica)) => SetChange::Lost { replica: ReplicaId(replica) },

@@ -12,6 +12,9 @@ use tidewater_proto::{
 
 use super::rows::{AttachMode, Device, Holder, Instance, Topology};
 
+/// Who the audit trail names where the leader acts by itself.
+pub(crate) const REPAIR: &str = "repair";
+
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Proposal {

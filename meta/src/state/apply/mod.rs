@@ -13,6 +13,8 @@ mod sets;
 mod volumes;
 
 #[cfg(test)]
+mod audit;
+#[cfg(test)]
 mod random;
 #[cfg(test)]
 mod tests;

@@ -57,7 +57,8 @@ pub(super) fn register(step: &mut Step<'_>, args: &RegisterServer) -> Outcome {
         Some(run) if run != args.run => {
             let raised = raise_led(step, id);
             let detail = format!("raised the epoch of {raised} segments");
-            step.event(EventKind::ServerRestarted, note(id, detail));
+            let reason = "another run of its process: an epoch is served by one";
+            step.event(EventKind::ServerRestarted, Note { reason, ..note(id, detail) });
         }
         Some(_) => {}
     }

@@ -9,7 +9,7 @@ use tidewater_proto::{
 use super::{Step, events::Note};
 use crate::state::{
     State,
-    command::CreateVolume,
+    command::{CreateVolume, REPAIR},
     outcome::{Applied, Limit, Outcome, Rejected},
     rows::{EventKind, RetiredRow, Trashed, VolumeRow},
     table::RetiredKey,
@@ -174,9 +174,11 @@ pub(super) fn restore(step: &mut Step<'_>, id: VolumeId, name: &str) -> Outcome 
 /// Ends a volume in the trash: its records go, its copies are retired. With `deletion` only if it has
 /// been there since then.
 pub(super) fn purge(step: &mut Step<'_>, id: VolumeId, deletion: Option<Revision>) -> Outcome {
-    let (volume, _) = match deletion {
-        Some(deletion) => trashed_since(step.state, id, deletion)?,
-        None => trashed(step.state, id)?,
+    let ((volume, _), actor, reason) = match deletion {
+        Some(deletion) => {
+            (trashed_since(step.state, id, deletion)?, REPAIR, "its time in the trash is over")
+        }
+        None => (trashed(step.state, id)?, "operator", "asked to purge"),
     };
     let segments: Vec<_> = step.state.segments_of(id, 0).map(|r| r.segment).collect();
     for &segment in &segments {
@@ -187,7 +189,7 @@ pub(super) fn purge(step: &mut Step<'_>, id: VolumeId, deletion: Option<Revision
         }
     }
     let detail = format!("{id}, {} segments", segments.len());
-    step.event(EventKind::VolumePurged, note(&volume, detail));
+    step.event(EventKind::VolumePurged, Note { actor, reason, ..note(&volume, detail) });
     step.state.index.trashed.remove(&id);
     step.state.volumes.remove(&id);
     Ok(Applied::Done)
