@@ -182,11 +182,6 @@ impl MetaNode {
         self.address
     }
 
-    /// `host:port` that others reach it at; what `InitCluster` and `AddMetaNode` want.
-    pub fn advertised(&self) -> String {
-        self.node.config.advertise.clone().unwrap_or_else(|| self.address.to_string())
-    }
-
     /// Figures for monitoring.
     pub fn metrics(&self) -> MetaMetrics {
         MetaMetrics::of(&self.node)
