@@ -24,6 +24,25 @@ fn every_command_of_the_pages_is_understood() {
     }
 }
 
+#[test]
+fn the_readme_is_at_most_250_lines_and_keeps_its_order() {
+    let page = markdown::page("README.md");
+    assert!(page.lines().count() <= 250, "{} lines", page.lines().count());
+    let titles: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    let order = [
+        "What you see",
+        "Quick start",
+        "What it is, and what it is not",
+        "Use it",
+        "How it works",
+        "Results",
+        "How it is tested",
+        "Operate it",
+        "Repository",
+    ];
+    assert_eq!(titles, order);
+}
+
 /// The lines of all blocks of a language, block by block.
 fn blocks(page: &str, wanted: &str) -> Vec<String> {
     let mut found = Vec::new();

@@ -1,5 +1,5 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
-//! A primary says that a member does not answer. Whose fault is it? (Section 4, rule 7.)
+//! A primary says that a member does not answer. Whose fault is it? (docs/protocol.md, rule 7.)
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -16,7 +16,7 @@ use crate::tool::finish;
 const START_LIMIT: Duration = Duration::from_mins(1);
 /// Generous: a killed process ends only when the disk has taken what was on the way to it.
 const STOP_LIMIT: Duration = Duration::from_mins(1);
-/// What the issue promises.
+/// It ends by then, whatever it is told.
 const DEMO_LIMIT: Duration = Duration::from_mins(2);
 
 /// A demo that serves; killed when dropped.

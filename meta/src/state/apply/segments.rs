@@ -113,7 +113,7 @@ pub(super) fn change_set(step: &mut Step<'_>, args: &ChangeSet) -> Outcome {
     if let Some(server) = args.proposer.filter(|&server| server != primary) {
         return Err(Rejected::NotPrimary { server });
     }
-    // Only the serving primary knows that a learner has everything committed (section 4, rule 8).
+    // Only the serving primary knows that a learner has everything committed (docs/protocol.md, rule 8).
     let by_primary = matches!(args.change, SetChange::Promote { .. } | SetChange::Withdraw);
     if by_primary && args.proposer.is_none() {
         return Err(Rejected::NotPrimary { server: ServerId(0) });
