@@ -8,6 +8,7 @@
 //! | `args`, `commands` | the command tree and what each verb does |
 //! | `output`, [`failure`] | tables, JSON, exit codes |
 //! | `config` | one TOML file a server |
+//! | `file_system` | which folders are on a disk |
 //! | `metrics` | Prometheus text over HTTP |
 //! | `demo` | a cluster under load and faults that proves itself |
 //!
@@ -21,6 +22,7 @@ mod demo;
 #[cfg(test)]
 mod documented;
 pub mod failure;
+mod file_system;
 mod metrics;
 pub mod nbd_client;
 mod output;

@@ -11,10 +11,8 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 
 use super::ClusterError;
+use crate::file_system::is_in_memory;
 
-/// File systems that keep everything in memory. They accept `O_DIRECT` on new kernels, and yet
-/// nothing written to them is durable.
-const MEMORY_FILE_SYSTEMS: [u32; 2] = [0x0102_1994, 0x8584_58f6];
 /// Alignment that every disk accepts.
 const DIRECT_BYTES: usize = 4096;
 
@@ -69,9 +67,7 @@ impl Drop for Folder {
 /// [`ClusterError::NoDirectIo`] where they cannot.
 pub fn check_direct_io(folder: &Path) -> Result<(), ClusterError> {
     let refused = || ClusterError::NoDirectIo { folder: folder.to_path_buf() };
-    let kind = rustix::fs::statfs(folder).map_err(io::Error::from);
-    let kind = kind.map_err(ClusterError::file(folder))?.f_type;
-    if MEMORY_FILE_SYSTEMS.contains(&(kind as u32)) {
+    if is_in_memory(folder).map_err(ClusterError::file(folder))? {
         return Err(refused());
     }
     let probe = folder.join(format!(".tidewater-direct-{}", std::process::id()));

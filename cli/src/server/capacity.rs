@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::file_system::existing;
+
 /// A file's `blocks` are counted in these, whatever the file system's block is. stat(2).
 const STAT_BLOCK_BYTES: u64 = 512;
 
@@ -38,12 +40,6 @@ pub(super) fn default_bytes(folder: &Path, reserved: &Reserved) -> io::Result<u6
 
 fn sum(free: u64, taken: u64, missing: u64) -> u64 {
     free.saturating_add(taken).saturating_sub(missing)
-}
-
-/// The folder, or the nearest above it that is there: it will be made on the same disk.
-fn existing(folder: &Path) -> io::Result<&Path> {
-    let found = folder.ancestors().find(|path| path.is_dir());
-    found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
 }
 
 /// Bytes on the disk that the files in `folder` take; 0 where there is no such folder.

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     config::{ChunkserverFile, DeviceFile, TierName, required},
     failure::{Code, Failure},
+    file_system::check_on_disk,
     metrics::{self, Exposition, Kind},
 };
 
@@ -65,6 +66,7 @@ async fn serve(
 
 fn library_config(file: ChunkserverFile) -> Result<ChunkserverConfig, Failure> {
     let folder = required(file.data_dir, "data-dir")?;
+    check_on_disk(&folder)?;
     std::fs::create_dir_all(&folder)
         .map_err(|e| Failure::new(Code::Usage, format!("data-dir {}: {e}", folder.display())))?;
     let shards =
@@ -110,6 +112,7 @@ fn library_device(
     let name = file.name.unwrap_or_else(|| format!("d{position}"));
     let path = if file.path.as_os_str().is_empty() { name.clone().into() } else { file.path };
     let path = folder.join(path);
+    check_on_disk(&path)?;
     let capacity_bytes = match file.capacity {
         Some(capacity) => capacity.0,
         None => capacity::default_bytes(&path, journal)

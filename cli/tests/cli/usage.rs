@@ -111,11 +111,43 @@ fn help_is_on_standard_output_and_names_every_noun() {
     }
 }
 
-#[test]
-fn the_demo_refuses_a_folder_in_memory() {
-    if !std::path::Path::new("/dev/shm").is_dir() {
+fn has_memory_file_system() -> bool {
+    let there = std::path::Path::new("/dev/shm").is_dir();
+    if !there {
         assert!(std::env::var_os("TIDEWATER_REQUIRE_TOOLS").is_none(), "no /dev/shm here");
         eprintln!("skipped: no /dev/shm here");
+    }
+    there
+}
+
+#[test]
+fn a_chunkserver_refuses_to_keep_its_journal_or_a_device_in_memory() {
+    if !has_memory_file_system() {
+        return;
+    }
+    let memory = tempfile::tempdir_in("/dev/shm").expect("a folder");
+    let disk = tempfile::tempdir().expect("a folder");
+    let config = disk.path().join("c.toml");
+    for (data, device) in [(&memory, &disk), (&disk, &memory)] {
+        let (data, device) = (data.path().join("data"), device.path().join("device"));
+        let text = format!("data-dir = {data:?}\n[[device]]\npath = {device:?}\n");
+        fs::write(&config, text).expect("written");
+        let config = config.to_str().expect("UTF-8");
+        let args =
+            ["chunkserver", "run", "-o", "json", "--meta", "127.0.0.1:1", "--config", config];
+        let ran = tidewater(&args).expect_code(2);
+        let error = ran.error();
+        assert_eq!(error["code"], "Usage");
+        assert!(ran.stderr.contains("in memory") && ran.stderr.contains("/dev/shm"), "{error}");
+        assert!(error["hint"].is_string(), "{error}");
+    }
+    let made = memory.path().join("data");
+    assert!(!made.exists(), "nothing was made there");
+}
+
+#[test]
+fn the_demo_refuses_a_folder_in_memory() {
+    if !has_memory_file_system() {
         return;
     }
     let ran = tidewater(&["demo", "--serve", "--dir", "/dev/shm"]).expect_code(2);
