@@ -35,7 +35,6 @@ enum Command {
     Disconnect = 2,
     Flush = 3,
     Trim = 4,
-    WriteZeroes = 6,
 }
 
 /// Why an NBD operation failed.
@@ -151,15 +150,6 @@ impl NbdClient {
     /// [`NbdError`].
     pub fn trim(&mut self, offset: u64, len: u32) -> Result<(), NbdError> {
         self.request(Command::Trim, 0, offset, len, &[])
-    }
-
-    /// Zeroes `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`NbdError`].
-    pub fn write_zeroes(&mut self, offset: u64, len: u32) -> Result<(), NbdError> {
-        self.request(Command::WriteZeroes, 0, offset, len, &[])
     }
 
     /// Says goodbye.

@@ -12,8 +12,7 @@ const QUEUE_DEPTH_MAX: usize = 4096;
 const IO_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Who else may have the volume open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Nobody; an older exclusive attachment is fenced off. Refused while one exists, unless
     /// [`Open::take_over`] is asked for.

@@ -105,11 +105,6 @@ impl FrameReader {
         Ok(Some(frame::decode(&header, body, payload)?))
     }
 
-    /// Whether a whole header is waiting, so that `next` may well not block.
-    pub fn has_buffered(&self) -> bool {
-        self.buffer.len() >= HEADER_BYTES
-    }
-
     /// Reads until `want` bytes are buffered; false if the stream ended with nothing buffered.
     async fn fill(&mut self, want: usize) -> Result<bool, LinkError> {
         while self.buffer.len() < want {

@@ -72,7 +72,6 @@ fn library_config(file: GatewayFile) -> GatewayConfig {
         volume: e.volume,
         program: e.program,
         instance: e.instance,
-        read_only: e.mode == ModeName::ReadOnly,
         mode: match e.mode {
             ModeName::Exclusive => Mode::Exclusive,
             ModeName::Shared => Mode::Shared,

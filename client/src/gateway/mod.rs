@@ -22,7 +22,7 @@ pub use metrics::GatewayMetrics;
 pub use server::{ListenError, Listeners, Server};
 
 use crate::{
-    open::{Mode, Open},
+    open::Open,
     session::{CloseError, LocalVolume, OpenError},
     stats::VolumeStats,
 };
@@ -142,9 +142,8 @@ impl Gateway {
     }
 
     async fn open(&self, export: &ExportConfig) -> Result<Export<LocalVolume>, GatewayError> {
-        let mode = if export.read_only { Mode::ReadOnly } else { export.mode };
         let mut open =
-            Open::with_mode(mode).program(export.program.as_str(), export.instance.as_str());
+            Open::with_mode(export.mode).program(export.program.as_str(), export.instance.as_str());
         if export.take_over {
             open = open.take_over();
         }

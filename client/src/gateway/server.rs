@@ -118,7 +118,6 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 /// Exports and what all connections share. Lives on one thread, in a `LocalSet`.
 pub struct Server<D> {
     exports: Vec<Export<D>>,
-    limits: Limits,
     max_connections: usize,
     metrics: GatewayMetrics,
 }
@@ -126,18 +125,12 @@ pub struct Server<D> {
 impl<D: LocalBlockDevice> Server<D> {
     /// A server of these exports, their names distinct.
     pub fn new(exports: Vec<Export<D>>, max_connections: usize, metrics: GatewayMetrics) -> Self {
-        Self { exports, limits: Limits::default(), max_connections, metrics }
-    }
-
-    /// Other bounds for each connection.
-    #[must_use]
-    pub fn with_limits(self, limits: Limits) -> Self {
-        Self { limits, ..self }
+        Self { exports, max_connections, metrics }
     }
 
     /// The NBD session of a new client, to which the exports stay as they are now.
     pub(crate) fn session(&self) -> Session {
-        Session::new(self.exports.iter().map(Export::info).collect(), self.limits)
+        Session::new(self.exports.iter().map(Export::info).collect(), Limits::default())
     }
 
     pub(crate) fn export(&self, index: usize) -> &Export<D> {
