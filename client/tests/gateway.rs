@@ -78,8 +78,15 @@ struct Gateway {
 }
 
 async fn start<D: BlockDevice>(device: D, max_connections: usize) -> Gateway {
-    let metrics = GatewayMetrics::default();
     let exports = vec![Export::new("disk", "in memory", device)];
+    start_with(exports, max_connections, GatewayMetrics::default()).await
+}
+
+async fn start_with<D: BlockDevice>(
+    exports: Vec<Export<D>>,
+    max_connections: usize,
+    metrics: GatewayMetrics,
+) -> Gateway {
     let server = Rc::new(Server::new(exports, max_connections, metrics.clone()));
     let any = "127.0.0.1:0".parse().expect("an address");
     let listeners = Listeners::bind(&[any], &[]).await.expect("a port");
@@ -207,6 +214,47 @@ async fn garbage_ends_its_connection_and_no_other() {
             assert!(ended.is_ok(), "the connection with garbage was not closed");
             good.write(0, &[1; 512]).await;
             assert_eq!(good.read(0, 512).await, vec![1; 512]);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn sessions_and_requests_are_counted_by_volume_and_program() {
+    LocalSet::new()
+        .run_until(async {
+            let device = Gated::new();
+            let metrics = GatewayMetrics::default();
+            let exports = vec![
+                Export::new("disk", "", device.clone()).used_by("prod/db", "db"),
+                Export::new("other", "", Gated::new()).used_by("v2", "web"),
+            ];
+            let gateway = start_with(exports, 8, metrics.clone()).await;
+            let counted = |name: &str, value: u64| {
+                let want = format!("tidewater_gateway_{name} {value}");
+                let text = metrics.prometheus_text();
+                assert!(text.lines().any(|l| l == want), "{want} is not in\n{text}");
+            };
+            let (db, web) = ("volume=\"prod/db\",program=\"db\"", "volume=\"v2\",program=\"web\"");
+            let undecided = TcpStream::connect(gateway.address).await.expect("connects");
+            let mut client = Client::connect(gateway.address).await;
+            client.write(0, &[1; 512]).await;
+            client.send(READ, 2, GATED, 512, &[]).await;
+            device.waiting.acquire().await.expect("open").forget();
+            counted(&format!("sessions{{{db}}}"), 1);
+            counted(&format!("sessions{{{web}}}"), 0);
+            counted("sessions{volume=\"\",program=\"\"}", 1);
+            counted(&format!("inflight_requests{{{db}}}"), 1);
+            counted(&format!("requests_total{{{db}}}"), 1);
+            counted(&format!("requests_total{{{web}}}"), 0);
+            counted("accepted_total", 2);
+            assert_eq!((metrics.connections(), metrics.in_flight()), (2, 1));
+            device.gate.add_permits(1);
+            client.reply(512).await;
+            counted(&format!("requests_total{{{db}}}"), 2);
+            drop((client, undecided));
+            within("all have gone", metrics.idle()).await;
+            counted(&format!("sessions{{{db}}}"), 0);
+            counted(&format!("failed_total{{{db}}}"), 0);
         })
         .await;
 }

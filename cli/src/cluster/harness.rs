@@ -416,6 +416,7 @@ impl Cluster {
             listen: Some(place.address),
             unix: None,
             metrics_listen: Some(place.metrics),
+            topology: TopologyFile::default(),
             export: exports.iter().map(export_file).collect(),
         };
         write_toml(&place.config, &file)?;

@@ -83,6 +83,16 @@ impl AttachmentView {
         }
     }
 
+    /// Where the holder runs, "r1/z1/k1/h1"; "-" where it does not say.
+    pub(crate) fn location(&self) -> String {
+        self.topology.text()
+    }
+
+    /// Name of the volume.
+    pub(crate) fn volume(&self) -> &str {
+        &self.volume
+    }
+
     /// Program and instance, "db/1".
     pub(crate) fn holder(&self) -> String {
         format!("{}/{}", self.program, self.instance)
@@ -92,7 +102,7 @@ impl AttachmentView {
 impl Item for AttachmentView {
     const KIND: &'static str = "Attachment";
     const COLUMNS: &'static [&'static str] =
-        &["SESSION", "VOLUME", "MODE", "HOLDER", "HOST", "TOKEN", "READY", "CREATED"];
+        &["SESSION", "VOLUME", "MODE", "HOLDER", "HOST", "LOCATION", "TOKEN", "READY", "CREATED"];
 
     fn name(&self) -> String {
         self.session.to_string()
@@ -105,6 +115,7 @@ impl Item for AttachmentView {
             self.mode.to_owned(),
             self.holder(),
             self.host.clone(),
+            self.topology.text(),
             self.token.to_string(),
             if self.ready { "yes" } else { "fencing" }.to_owned(),
             self.created.clone(),

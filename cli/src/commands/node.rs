@@ -110,6 +110,14 @@ impl From<Option<&rpc::Topology>> for TopologyView {
     }
 }
 
+impl TopologyView {
+    /// As in tables.
+    pub(crate) fn text(&self) -> String {
+        let shown = self.to_string();
+        if shown.is_empty() { "-".to_owned() } else { shown }
+    }
+}
+
 impl std::fmt::Display for TopologyView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let parts = [&self.region, &self.zone, &self.rack, &self.host];
@@ -187,7 +195,7 @@ impl Item for NodeView {
             self.name(),
             state,
             self.control.clone(),
-            self.topology.to_string(),
+            self.topology.text(),
             self.segments.to_string(),
             self.primaries.to_string(),
             sizes.show(self.devices.iter().map(|d| d.used_bytes).sum()),

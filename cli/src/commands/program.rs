@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use tidewater_proto::rpc;
 
-use super::node::TopologyView;
+use super::{attach::AttachmentView, node::TopologyView, volume};
 use crate::{
     args::Context,
     failure::{Code, Failure},
@@ -58,17 +58,23 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             let instances = one.into_iter().collect();
             let request = rpc::RegisterProgramRequest { name, instances };
             let program = context.cluster.register_program(request).await?;
-            context.output.one(&ProgramView::from(&program))
+            let volumes = volume::list(context, false).await?;
+            context.output.one(&ProgramView::new(&program, &volumes))
         }
         Verb::List => {
-            let programs = list(context).await?;
-            context.output.list(&programs.iter().map(ProgramView::from).collect::<Vec<_>>())
+            let (programs, volumes) = (list(context).await?, volume::list(context, false).await?);
+            let views = programs.iter().map(|p| ProgramView::new(p, &volumes));
+            context.output.list(&views.collect::<Vec<_>>())
         }
         Verb::Show { name } => {
             let programs = list(context).await?;
             let found = programs.iter().find(|p| p.name == name);
-            let missing = || Failure::new(Code::NotFound, format!("no program {name}"));
-            context.output.one(&ProgramView::from(found.ok_or_else(missing)?))
+            let program = found.ok_or_else(|| {
+                Failure::new(Code::NotFound, format!("no program {name}"))
+                    .hint("`tidewater program list` shows them all")
+            })?;
+            let volumes = volume::list(context, false).await?;
+            context.output.one(&ProgramView::new(program, &volumes))
         }
         Verb::Remove { name, instance } => {
             let what = instance.as_ref().map_or_else(
@@ -93,6 +99,8 @@ struct ProgramView {
     name: String,
     created: String,
     instances: Vec<InstanceView>,
+    /// Volumes that its instances have open, and from where.
+    attachments: Vec<AttachmentView>,
 }
 
 #[derive(Serialize)]
@@ -102,32 +110,46 @@ struct InstanceView {
     topology: TopologyView,
 }
 
-impl From<&rpc::Program> for ProgramView {
-    fn from(p: &rpc::Program) -> Self {
+impl ProgramView {
+    fn new(p: &rpc::Program, volumes: &[rpc::Volume]) -> Self {
+        let open = volumes.iter().flat_map(|v| v.attachments.iter().map(move |a| (v, a)));
+        let open = open.filter(|(_, attachment)| attachment.program == p.name);
         let instances = p.instances.iter().map(|i| InstanceView {
             id: i.id.clone(),
             host: i.host.clone(),
             topology: i.topology.as_ref().into(),
         });
-        Self { name: p.name.clone(), created: time(p.created_ms), instances: instances.collect() }
+        Self {
+            name: p.name.clone(),
+            created: time(p.created_ms),
+            instances: instances.collect(),
+            attachments: open.map(|(v, a)| AttachmentView::new(a, &v.name)).collect(),
+        }
     }
 }
 
 impl Item for ProgramView {
     const KIND: &'static str = "Program";
-    const COLUMNS: &'static [&'static str] = &["NAME", "INSTANCES", "CREATED"];
+    const COLUMNS: &'static [&'static str] = &["NAME", "INSTANCES", "ATTACHED", "CREATED"];
 
     fn name(&self) -> String {
         self.name.clone()
     }
 
     fn cells(&self, _: Sizes) -> Vec<String> {
-        let place = |i: &InstanceView| match i.host.as_str() {
-            "" => i.id.clone(),
-            host => format!("{}@{host}", i.id),
-        };
-        let instances: Vec<_> = self.instances.iter().map(place).collect();
-        let shown = if instances.is_empty() { "-".to_owned() } else { instances.join(",") };
-        vec![self.name.clone(), shown, self.created.clone()]
+        let instances = self.instances.iter().map(|i| at(&i.id, &i.topology.to_string()));
+        let attached = self.attachments.iter().map(|a| at(a.volume(), &a.location()));
+        let (instances, attached) = (listed(instances), listed(attached));
+        vec![self.name.clone(), instances, attached, self.created.clone()]
     }
+}
+
+/// "1@r1/z1/k1/h1"; without the place where it is not known.
+fn at(what: &str, place: &str) -> String {
+    if matches!(place, "" | "-") { what.to_owned() } else { format!("{what}@{place}") }
+}
+
+fn listed(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<_> = items.collect();
+    if items.is_empty() { "-".to_owned() } else { items.join(",") }
 }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tidewater_proto::rpc;
 
 use crate::units::{ByteSize, Span};
 
@@ -151,8 +152,16 @@ impl ChunkserverFile {
     }
 }
 
+impl From<TopologyFile> for rpc::Topology {
+    fn from(file: TopologyFile) -> Self {
+        let TopologyFile { region, zone, rack, host } = file;
+        Self { region, zone, rack, host }
+    }
+}
+
 impl TopologyFile {
-    fn overridden(self, flags: Self) -> Self {
+    /// `flags` where given, else `self`.
+    pub(super) fn overridden(self, flags: Self) -> Self {
         let text = |flag: String, file| if flag.is_empty() { file } else { flag };
         Self {
             region: text(flags.region, self.region),

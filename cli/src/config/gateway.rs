@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::TopologyFile;
+
 /// `tidewater gateway run --config FILE`; flags override keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -20,6 +22,9 @@ pub(crate) struct GatewayFile {
     /// Serve Prometheus metrics here
     #[arg(long)]
     pub(crate) metrics_listen: Option<SocketAddr>,
+    /// Where the gateway is; shown with its attachments
+    #[command(flatten)]
+    pub(crate) topology: TopologyFile,
     /// Volumes to export.
     #[arg(skip)]
     pub(crate) export: Vec<ExportFile>,
@@ -64,6 +69,7 @@ impl GatewayFile {
             listen: flags.listen.or(self.listen),
             unix: flags.unix.or(self.unix),
             metrics_listen: flags.metrics_listen.or(self.metrics_listen),
+            topology: self.topology.overridden(flags.topology),
             export: self.export,
         }
     }

@@ -13,7 +13,6 @@ use tidewater_chunkserver::{
     shard::{LATENCY_BOUNDS_US, OpCounts, RebuildRate},
     store::{DeviceConfig, LimitsConfig, StoreConfig, device::Tier},
 };
-use tidewater_proto::rpc;
 
 use super::{
     ChunkserverVerb,
@@ -88,12 +87,7 @@ fn library_config(file: ChunkserverFile) -> Result<ChunkserverConfig, Failure> {
         meta: if file.meta.is_empty() { vec![DEFAULT_META.to_owned()] } else { file.meta },
         listen: file.listen.unwrap_or_else(|| DEFAULT_LISTEN.into()),
         shard_listen: shards,
-        topology: rpc::Topology {
-            region: topology.region,
-            zone: topology.zone,
-            rack: topology.rack,
-            host: topology.host,
-        },
+        topology: topology.into(),
         store,
         timing: Timing::default(),
         rebuild: RebuildRate {

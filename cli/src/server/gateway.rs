@@ -81,6 +81,7 @@ fn library_config(file: GatewayFile) -> GatewayConfig {
     });
     GatewayConfig {
         endpoints: file.meta,
+        topology: file.topology.into(),
         listen,
         unix: file.unix.into_iter().collect(),
         exports: exports.collect(),

@@ -1,9 +1,17 @@
 //! With a cluster of one meta node and no chunkservers: what can be done without placing anything.
 
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
 use serde_json::Value;
-use tidewater_cli::cluster::{Cluster, ClusterSpec};
+use tidewater_cli::cluster::{Cluster, ClusterSpec, PARENT_VARIABLE, wait_until};
 
 use crate::run::{Ran, tidewater};
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 struct Admin {
     cluster: Cluster,
@@ -90,6 +98,69 @@ fn cluster_deleting_needs_a_yes_and_can_be_undone_until_purged() {
     admin.run(&["volume", "trash", "purge", &id]).expect_code(1);
     admin.run(&["volume", "trash", "purge", &id, "--yes"]).expect_code(0);
     admin.run(&["volume", "trash", "restore", &id]).expect_code(3);
+}
+
+/// A gateway that does not outlive the test.
+struct Gateway(Child);
+
+impl Gateway {
+    fn start(admin: &Admin, args: &[&str]) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_tidewater"))
+            .args(["gateway", "run", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
+            .args(args)
+            .args(["--endpoint", &admin.cluster.endpoints().join(",")])
+            .env(PARENT_VARIABLE, std::process::id().to_string())
+            .stdin(Stdio::null())
+            .spawn();
+        Self(child.expect("the binary runs"))
+    }
+
+    /// The attachments, once there are so many.
+    fn attached(&mut self, admin: &Admin, count: usize) -> Vec<Value> {
+        let found = wait_until("the gateway to attach", LIMIT, || {
+            assert_eq!(self.0.try_wait().expect("it can be asked"), None, "the gateway ended");
+            let list = admin.json(&["attach", "list"])["items"].clone();
+            let list = list.as_array().cloned().unwrap_or_default();
+            let ready = list.iter().filter(|a| a["ready"] == true).count();
+            if ready == count { Ok(list) } else { Err(format!("{list:?}")) }
+        });
+        found.expect("attached")
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let ended = self.0.kill().and_then(|()| self.0.wait());
+        eprintln!("ended: {ended:?}");
+    }
+}
+
+#[test]
+fn cluster_a_gateway_tells_where_it_is_with_its_attachments() {
+    let admin = Admin::start();
+    admin.run(&["volume", "create", "v", "--size", "1GiB"]).expect_code(0);
+    admin.run(&["program", "register", "db"]).expect_code(0);
+    let config = admin.cluster.folder().join("gateway.toml");
+    // A flag counts for more than the file.
+    let text = "[topology]\nregion = \"north\"\nzone = \"z0\"\nrack = \"k1\"\n\
+                [[export]]\nvolume = \"v\"\nprogram = \"db\"\ninstance = \"7\"\n";
+    fs::write(&config, text).expect("written");
+    let config = config.to_str().expect("UTF-8");
+    let mut gateway = Gateway::start(&admin, &["--config", config, "--zone", "z1", "--host", "h1"]);
+    let attached = gateway.attached(&admin, 1);
+    let topology = serde_json::json!({
+        "region": "north", "zone": "z1", "rack": "k1", "host": "h1"
+    });
+    assert_eq!(attached[0]["topology"], topology);
+    assert_eq!((&attached[0]["program"], &attached[0]["instance"]), (&"db".into(), &"7".into()));
+
+    let shown = admin.json(&["program", "show", "db"]);
+    assert_eq!(shown["attachments"][0]["volume"], "v");
+    assert_eq!(shown["attachments"][0]["topology"], topology);
+    for table in [["program", "show", "db"], ["attach", "list", "v"]] {
+        let text = admin.run(&table).expect_code(0).stdout;
+        assert!(text.contains("north/z1/k1/h1"), "{table:?}:\n{text}");
+    }
 }
 
 #[test]

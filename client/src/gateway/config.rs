@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use tidewater_proto::rpc;
+
 use crate::open::Mode;
 
 /// Settings of a gateway.
@@ -9,6 +11,8 @@ use crate::open::Mode;
 pub struct GatewayConfig {
     /// Meta nodes, `host:port` each.
     pub endpoints: Vec<String>,
+    /// Where the gateway runs, for proximity.
+    pub topology: rpc::Topology,
     /// TCP addresses to listen on.
     pub listen: Vec<SocketAddr>,
     /// Unix sockets to listen on; one that is left over from a dead process is replaced.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     export::{Answer, errno},
+    metrics::{GatewayMetrics, OpenSession},
     outbox::Outbox,
     server::Server,
 };
@@ -41,6 +42,7 @@ pub(crate) enum Ended {
 }
 
 struct Finished {
+    export: usize,
     cookie: u64,
     cost_bytes: u32,
     answer: Answer,
@@ -53,7 +55,7 @@ struct Connection<R, W, D, F> {
     server: Rc<Server<D>>,
     session: Session,
     intake: Intake,
-    export: Option<usize>,
+    export: Option<(usize, OpenSession)>,
     execute: fn(Rc<Server<D>>, usize, Request) -> F,
     running: FuturesUnordered<F>,
     out: Outbox,
@@ -66,7 +68,7 @@ async fn execute<D: LocalBlockDevice>(
 ) -> Finished {
     let Request { cookie, cost_bytes, command } = request;
     let answer = server.export(export).run(command).await;
-    Finished { cookie, cost_bytes, answer }
+    Finished { export, cookie, cost_bytes, answer }
 }
 
 /// Serves one client until it leaves or `stop` is cancelled. Requests in flight at that time run on.
@@ -145,7 +147,10 @@ where
             match self.session.step() {
                 Step::Read { bytes } => return Next::Read(bytes),
                 Step::Send(bytes) => self.out.push(bytes),
-                Step::Opened { export } => self.export = Some(export),
+                Step::Opened { export } => {
+                    let session = OpenSession::new(self.server.export(export).counters());
+                    self.export = Some((export, session));
+                }
                 Step::Request(request) => self.start(request),
                 Step::Full => return Next::Wait,
                 Step::Close(why) => return Next::Close(why),
@@ -155,8 +160,9 @@ where
     }
 
     fn start(&mut self, request: Request) {
-        let export = self.export.expect("a request comes after an export was opened");
-        self.server.metrics().request_started();
+        let opened = self.export.as_ref();
+        let &(export, _) = opened.expect("a request comes after an export was opened");
+        GatewayMetrics::request_started(self.server.export(export).counters());
         self.running.push((self.execute)(Rc::clone(&self.server), export, request));
     }
 
@@ -198,7 +204,7 @@ where
         }
         let (running, server) = (self.running, self.server);
         spawn_local(running.for_each(move |finished| {
-            server.metrics().request_finished(matches!(finished.answer, Answer::Failed(_)));
+            count(&server, &finished);
             std::future::ready(())
         }));
     }
@@ -210,15 +216,20 @@ enum Next {
     Close(Close),
 }
 
+fn count<D: LocalBlockDevice>(server: &Server<D>, finished: &Finished) {
+    let failed = matches!(finished.answer, Answer::Failed(_));
+    server.metrics().request_finished(server.export(finished.export).counters(), failed);
+}
+
 fn queue<D: LocalBlockDevice>(
     session: &mut Session,
     server: &Server<D>,
     out: &mut Outbox,
     finished: Finished,
 ) {
-    let Finished { cookie, cost_bytes, answer } = finished;
+    count(server, &finished);
+    let Finished { cookie, cost_bytes, answer, .. } = finished;
     session.finish(cost_bytes);
-    server.metrics().request_finished(matches!(answer, Answer::Failed(_)));
     let replies = session.replies();
     match answer {
         Answer::Done => out.put(|head| replies.put_done(head, cookie)),

@@ -1,9 +1,14 @@
 //! One export: a device, and what an NBD command means on it.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use tidewater_proto::geometry::SECTOR_BYTES;
 
-use super::range_lock::{Kind, RangeLock};
+use super::{
+    metrics::{ExportCounters, GatewayMetrics},
+    range_lock::{Kind, RangeLock},
+};
 use crate::{
     device::{Io, IoDone, LocalBlockDevice, Run},
     error::BlockError,
@@ -14,8 +19,11 @@ use crate::{
 pub struct Export<D> {
     name: String,
     description: String,
+    /// Volume and program, for metrics.
+    user: (String, String),
     device: D,
     lock: RangeLock,
+    counters: Arc<ExportCounters>,
 }
 
 /// What a command led to.
@@ -49,7 +57,24 @@ impl<D: LocalBlockDevice> Export<D> {
     /// Exports `device` as `name`.
     pub fn new(name: impl Into<String>, description: impl Into<String>, device: D) -> Self {
         let (name, description) = (name.into(), description.into());
-        Self { name, description, device, lock: RangeLock::default() }
+        let user = (name.clone(), String::new());
+        let (lock, counters) = Default::default();
+        Self { name, description, user, device, lock, counters }
+    }
+
+    /// Counts it for this volume and program; unless told, for a volume of the export's name and no
+    /// program.
+    #[must_use]
+    pub fn used_by(self, volume: impl Into<String>, program: impl Into<String>) -> Self {
+        Self { user: (volume.into(), program.into()), ..self }
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<ExportCounters> {
+        &self.counters
+    }
+
+    pub(crate) fn show_in(&self, metrics: &GatewayMetrics) {
+        metrics.add_export(&self.user.0, &self.user.1, Arc::clone(&self.counters));
     }
 
     /// As a client that connects now sees it: the device may have grown.

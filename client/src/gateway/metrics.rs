@@ -21,18 +21,34 @@ const BUCKETS_US: [u64; 14] = [
 /// A metric's name, and its value for one kind of operation.
 type Family = (&'static str, fn(&OpSnapshot) -> u64);
 
+/// A metric's name, kind, and its value for one export.
+type ExportFamily = (&'static str, &'static str, fn(&ExportCounters) -> u64);
+
 #[derive(Default)]
 struct Counters {
     connections: AtomicUsize,
     accepted: AtomicU64,
     rejected: AtomicU64,
+    /// Somebody finished; [`GatewayMetrics::idle`] looks again.
+    finished: Notify,
+    /// Locks, because whoever serves metrics reads them; written at start only.
+    exports: Mutex<Vec<ExportEntry>>,
+    volumes: Mutex<Vec<VolumeEntry>>,
+}
+
+/// What is counted of one export.
+#[derive(Debug, Default)]
+pub(crate) struct ExportCounters {
+    sessions: AtomicUsize,
     in_flight: AtomicUsize,
     requests: AtomicU64,
     failed: AtomicU64,
-    /// Somebody finished; [`GatewayMetrics::idle`] looks again.
-    finished: Notify,
-    /// A lock, because whoever serves metrics reads it; written at start only.
-    volumes: Mutex<Vec<VolumeEntry>>,
+}
+
+#[derive(Clone)]
+struct ExportEntry {
+    labels: String,
+    counters: Arc<ExportCounters>,
 }
 
 #[derive(Clone)]
@@ -44,6 +60,23 @@ struct VolumeEntry {
 /// Counters of a gateway. Clones are the same counters; any thread may read them.
 #[derive(Clone, Default)]
 pub struct GatewayMetrics(Arc<Counters>);
+
+/// A session on an export that counts as open while this lives.
+#[derive(Debug)]
+pub(crate) struct OpenSession(Arc<ExportCounters>);
+
+impl OpenSession {
+    pub(crate) fn new(export: &Arc<ExportCounters>) -> Self {
+        export.sessions.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(export))
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A connection that counts as open while this lives.
 pub(crate) struct OpenConnection(GatewayMetrics);
@@ -57,9 +90,19 @@ impl Drop for OpenConnection {
 
 impl GatewayMetrics {
     pub(crate) fn add_volume(&self, volume: &str, program: &str, stats: Arc<VolumeStats>) {
-        let labels = format!("volume=\"{}\",program=\"{}\"", escape(volume), escape(program));
+        let labels = labels(volume, program);
         let mut volumes = self.0.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         volumes.push(VolumeEntry { labels, stats });
+    }
+
+    /// Shows what is counted of an export.
+    pub(crate) fn add_export(&self, volume: &str, program: &str, counters: Arc<ExportCounters>) {
+        let entry = ExportEntry { labels: labels(volume, program), counters };
+        self.0.exports.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+
+    fn exports(&self) -> Vec<ExportEntry> {
+        self.0.exports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn connection_opened(&self, limit: usize) -> Option<OpenConnection> {
@@ -72,14 +115,14 @@ impl GatewayMetrics {
         Some(OpenConnection(self.clone()))
     }
 
-    pub(crate) fn request_started(&self) {
-        self.0.in_flight.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn request_started(export: &ExportCounters) {
+        export.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn request_finished(&self, failed: bool) {
-        self.0.requests.fetch_add(1, Ordering::Relaxed);
-        self.0.failed.fetch_add(failed.into(), Ordering::Relaxed);
-        if self.0.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+    pub(crate) fn request_finished(&self, export: &ExportCounters, failed: bool) {
+        export.requests.fetch_add(1, Ordering::Relaxed);
+        export.failed.fetch_add(failed.into(), Ordering::Relaxed);
+        if export.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.finished.notify_waiters();
         }
     }
@@ -91,7 +134,7 @@ impl GatewayMetrics {
 
     /// Requests in flight now, those whose client has left included.
     pub fn in_flight(&self) -> usize {
-        self.0.in_flight.load(Ordering::Relaxed)
+        self.exports().iter().map(|e| e.counters.in_flight.load(Ordering::Relaxed)).sum()
     }
 
     /// Waits until no connection is open and no request in flight.
@@ -109,18 +152,40 @@ impl GatewayMetrics {
     pub fn prometheus_text(&self) -> String {
         let c = &self.0;
         let mut out = String::new();
-        for (name, kind, value) in [
-            ("tidewater_gateway_sessions", "gauge", self.connections() as u64),
-            ("tidewater_gateway_inflight_requests", "gauge", self.in_flight() as u64),
-            ("tidewater_gateway_accepted_total", "counter", c.accepted.load(Ordering::Relaxed)),
-            ("tidewater_gateway_rejected_total", "counter", c.rejected.load(Ordering::Relaxed)),
-            ("tidewater_gateway_requests_total", "counter", c.requests.load(Ordering::Relaxed)),
-            ("tidewater_gateway_failed_total", "counter", c.failed.load(Ordering::Relaxed)),
+        for (name, value) in [
+            ("tidewater_gateway_accepted_total", c.accepted.load(Ordering::Relaxed)),
+            ("tidewater_gateway_rejected_total", c.rejected.load(Ordering::Relaxed)),
         ] {
-            line(&mut out, format_args!("# TYPE {name} {kind}\n{name} {value}"));
+            line(&mut out, format_args!("# TYPE {name} counter\n{name} {value}"));
         }
+        self.exports_text(&mut out);
         self.volumes_text(&mut out);
         out
+    }
+
+    /// Connections that have not chosen an export yet are of no volume and no program.
+    fn exports_text(&self, out: &mut String) {
+        let exports = self.exports();
+        let families: [ExportFamily; 4] = [
+            ("tidewater_gateway_sessions", "gauge", |c| c.sessions.load(Ordering::Relaxed) as u64),
+            ("tidewater_gateway_inflight_requests", "gauge", |c| {
+                c.in_flight.load(Ordering::Relaxed) as u64
+            }),
+            ("tidewater_gateway_requests_total", "counter", |c| c.requests.load(Ordering::Relaxed)),
+            ("tidewater_gateway_failed_total", "counter", |c| c.failed.load(Ordering::Relaxed)),
+        ];
+        for (name, kind, value) in families {
+            line(out, format_args!("# TYPE {name} {kind}"));
+            for ExportEntry { labels, counters } in &exports {
+                line(out, format_args!("{name}{{{labels}}} {}", value(counters)));
+            }
+            if name == "tidewater_gateway_sessions" {
+                let chosen: usize =
+                    exports.iter().map(|e| e.counters.sessions.load(Ordering::Relaxed)).sum();
+                let (labels, others) = (labels("", ""), self.connections().saturating_sub(chosen));
+                line(out, format_args!("{name}{{{labels}}} {others}"));
+            }
+        }
     }
 
     fn volumes_text(&self, out: &mut String) {
@@ -169,6 +234,10 @@ fn latency_text(out: &mut String, labels: &str, s: &OpSnapshot) {
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a string takes any text");
     out.push('\n');
+}
+
+fn labels(volume: &str, program: &str) -> String {
+    format!("volume=\"{}\",program=\"{}\"", escape(volume), escape(program))
 }
 
 fn escape(label: &str) -> String {

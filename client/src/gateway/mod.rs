@@ -144,6 +144,7 @@ impl Gateway {
     async fn open(&self, export: &ExportConfig) -> Result<Export<LocalVolume>, GatewayError> {
         let mut open =
             Open::with_mode(export.mode).program(export.program.as_str(), export.instance.as_str());
+        open = open.topology(self.config.topology.clone());
         if export.take_over {
             open = open.take_over();
         }
@@ -152,7 +153,9 @@ impl Gateway {
         let volume =
             LocalVolume::open(&self.config.endpoints, &export.volume, &open, stats).await?;
         tracing::info!(export = export.name(), volume = %export.volume, "exported");
-        Ok(Export::new(export.name(), format!("Tidewater volume {}", export.volume), volume))
+        let description = format!("Tidewater volume {}", export.volume);
+        Ok(Export::new(export.name(), description, volume)
+            .used_by(&*export.volume, &*export.program))
     }
 }
 

@@ -125,6 +125,9 @@ pub struct Server<D> {
 impl<D: LocalBlockDevice> Server<D> {
     /// A server of these exports, their names distinct.
     pub fn new(exports: Vec<Export<D>>, max_connections: usize, metrics: GatewayMetrics) -> Self {
+        for export in &exports {
+            export.show_in(&metrics);
+        }
         Self { exports, max_connections, metrics }
     }
 
