@@ -23,7 +23,7 @@ pub(crate) struct ChunkserverFile {
     /// Data-plane addresses, one a shard (default 127.0.0.1:7411)
     #[arg(long, value_delimiter = ',')]
     pub(crate) shard_listen: Vec<SocketAddr>,
-    /// Serve Prometheus metrics here
+    /// Serve Prometheus metrics here (default 127.0.0.1:7491, unless that is taken)
     #[arg(long)]
     pub(crate) metrics_listen: Option<SocketAddr>,
     /// Rate at which a copy is made up for while clients are idle, a shard, a second (default 200MiB)

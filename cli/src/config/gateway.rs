@@ -19,7 +19,7 @@ pub(crate) struct GatewayFile {
     /// Unix socket for NBD clients
     #[arg(long)]
     pub(crate) unix: Option<PathBuf>,
-    /// Serve Prometheus metrics here
+    /// Serve Prometheus metrics here (default 127.0.0.1:7492, unless that is taken)
     #[arg(long)]
     pub(crate) metrics_listen: Option<SocketAddr>,
     /// Where the gateway is; shown with its attachments

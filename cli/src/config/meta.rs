@@ -35,7 +35,7 @@ pub(crate) struct MetaFile {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) advertise: Option<String>,
-    /// Serve Prometheus metrics here
+    /// Serve Prometheus metrics here (default 127.0.0.1:7490, unless that is taken)
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) metrics_listen: Option<SocketAddr>,

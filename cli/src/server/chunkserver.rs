@@ -29,6 +29,8 @@ use crate::{
 /// Default control port, and the first of the shards'.
 const DEFAULT_LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 7410);
 const DEFAULT_SHARD: ([u8; 4], u16) = ([127, 0, 0, 1], 7411);
+/// Where metrics are unless told otherwise.
+const DEFAULT_METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 7491);
 /// Where the cluster is if not told.
 const DEFAULT_META: &str = "127.0.0.1:7400";
 
@@ -50,7 +52,7 @@ async fn serve(
     let stop = stop_signal()?;
     let figures: Arc<OnceLock<ServerMetrics>> = Arc::default();
     let shown = Arc::clone(&figures);
-    let exported = metrics::serve_if(metrics_listen, move || text(shown.get()));
+    let exported = metrics::serve(metrics_listen, DEFAULT_METRICS, move || text(shown.get()));
     let ready = |metrics: ServerMetrics| {
         tracing::info!("registered and serving");
         figures.get_or_init(|| metrics);

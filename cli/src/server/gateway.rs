@@ -16,6 +16,8 @@ use crate::{
 
 /// The port that NBD clients expect.
 const DEFAULT_LISTEN: ([u8; 4], u16) = ([127, 0, 0, 1], 10_809);
+/// Where metrics are unless told otherwise.
+const DEFAULT_METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 7492);
 /// Connections at once; more are refused.
 const CONNECTIONS_MAX: usize = 256;
 
@@ -47,7 +49,7 @@ async fn serve(config: GatewayConfig, metrics_listen: Option<SocketAddr>) -> Res
     let stop = stop_signal()?;
     let gateway = Gateway::new(config)?;
     let figures = gateway.metrics();
-    let exported = metrics::serve_if(metrics_listen, move || {
+    let exported = metrics::serve(metrics_listen, DEFAULT_METRICS, move || {
         let mut out = Exposition::default();
         metrics::build_info(&mut out, "gateway");
         out.finish() + &figures.prometheus_text()

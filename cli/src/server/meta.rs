@@ -11,6 +11,9 @@ use crate::{
     metrics::{self, Exposition, Kind},
 };
 
+/// Where metrics are unless told otherwise; the other roles have the next ports.
+const DEFAULT_METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 7490);
+
 pub(crate) fn run(verb: MetaVerb) -> Result<(), Failure> {
     match verb {
         MetaVerb::Run { config, flags } => {
@@ -58,7 +61,7 @@ async fn serve(
     let stop = stop_signal()?;
     let mut node = MetaNode::start(config).await.map_err(anyhow::Error::from)?;
     let source = node.metrics_source();
-    let exported = metrics::serve_if(metrics_listen, move || text(&source()));
+    let exported = metrics::serve(metrics_listen, DEFAULT_METRICS, move || text(&source()));
     let ended = tokio::select! {
         () = stop => Ok(()),
         error = node.failed() => Err(Failure::from(anyhow::Error::from(error))),

@@ -1,6 +1,6 @@
 //! Without a cluster: usage, configuration and what is said when nobody answers.
 
-use std::{fs, time::Instant};
+use std::{fs, net::TcpListener, time::Instant};
 
 use crate::run::tidewater;
 
@@ -82,6 +82,32 @@ fn a_server_names_the_key_that_is_missing_unknown_or_wrong() {
     }
     let ran = tidewater(&["meta", "run", "--config", "/nonexistent.toml"]).expect_code(2);
     assert!(ran.stderr.contains("/nonexistent.toml"), "{}", ran.stderr);
+}
+
+#[test]
+fn metrics_that_were_asked_for_and_cannot_be_served_are_an_error() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("bound").to_string();
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let data = data.to_str().expect("UTF-8");
+    for server in [
+        ["meta", "run", "--id=1", "--listen=127.0.0.1:0", "--data-dir", data].as_slice(),
+        &[
+            "chunkserver",
+            "run",
+            "--meta=127.0.0.1:1",
+            "--shard-listen=127.0.0.1:0",
+            "--data-dir",
+            data,
+        ],
+        &["gateway", "run", "--endpoint=127.0.0.1:1", "--listen=127.0.0.1:0", "--export=v"],
+    ] {
+        let args = [server, &["-o", "json", "--metrics-listen", &taken]].concat();
+        let error = tidewater(&args).expect_code(2).error();
+        let message = error["message"].as_str().expect("a text");
+        assert!(message.contains("metrics-listen") && message.contains(&taken), "{error}");
+    }
 }
 
 #[test]
