@@ -50,7 +50,7 @@ pub use device::{
 };
 pub use error::{BlockError, Kind, Outcome, RetryHint};
 pub use open::{Mode, Open};
-pub use session::{CloseError, LocalVolume, OpenError};
+pub use session::{CloseError, OpenError};
 pub use stats::{Op, OpSnapshot, VolumeStats};
 pub use tidewater_proto::{
     meta_client::{MetaCode, MetaError},

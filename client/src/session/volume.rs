@@ -34,11 +34,12 @@ use crate::{
 const PARTS_MAX: usize = 32;
 
 /// An attached volume. Clones share the session. The futures of [`submit`](LocalBlockDevice::submit)
-/// must be driven to their end for a long operation to take effect as a whole; a [`Volume`] does.
+/// must be driven to their end for a long operation to take effect as a whole; a [`Volume`] and the gateway
+/// do, and nobody else is given one.
 ///
 /// [`Volume`]: crate::Volume
 #[derive(Clone)]
-pub struct LocalVolume {
+pub(crate) struct LocalVolume {
     session: Rc<Session>,
     /// Durability `flush` only: highest position acknowledged and not flushed, by segment.
     unflushed: Rc<RefCell<BTreeMap<u32, Position>>>,
@@ -50,7 +51,7 @@ impl LocalVolume {
     /// # Errors
     ///
     /// [`OpenError`].
-    pub async fn open(
+    pub(crate) async fn open(
         endpoints: &[String],
         volume: &str,
         options: &Open,
@@ -71,7 +72,7 @@ impl LocalVolume {
     /// # Errors
     ///
     /// [`CloseError`].
-    pub async fn close(&self) -> Result<(), CloseError> {
+    pub(crate) async fn close(&self) -> Result<(), CloseError> {
         let flushed = if self.session.fenced.get() { Ok(()) } else { self.flush().await };
         let detached = self.session.detach().await;
         flushed.map_err(CloseError::Flush)?;
