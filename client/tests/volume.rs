@@ -8,7 +8,7 @@ use std::{future::Future, net::SocketAddr, time::Duration};
 use fake::{A, B, Fake, Mischief, SIZE};
 use raw::{Client, WRITE};
 use tidewater_client::{
-    BlockDevice as _, BlockDeviceExt as _, Cluster, Io, Kind, Open, Outcome,
+    BlockDevice as _, BlockDeviceExt as _, Cluster, Io, Kind, Mode, Open, Outcome,
     device::contract,
     gateway::{ExportConfig, Gateway, GatewayConfig, GatewayError, GatewayMetrics, Listeners},
 };
@@ -338,9 +338,14 @@ struct Running {
 
 impl Running {
     async fn start(fake: &Fake) -> Self {
+        Self::with_mode(fake, Mode::Exclusive).await
+    }
+
+    async fn with_mode(fake: &Fake, mode: Mode) -> Self {
         let export = ExportConfig {
             name: "disk".to_owned(),
             program: "db".to_owned(),
+            mode,
             ..ExportConfig::new("vol")
         };
         let gateway = Gateway::new(GatewayConfig {
@@ -416,6 +421,21 @@ async fn a_volume_that_grows_is_larger_for_new_connections_and_as_before_for_old
         gateway.stop().await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn connections_see_each_other_unless_other_gateways_may_serve_the_volume() {
+    const CAN_MULTI_CONN: u16 = 1 << 8;
+    for (mode, promised) in [(Mode::Exclusive, true), (Mode::Shared, false), (Mode::ReadOnly, true)] {
+        with_fake(|fake| async move {
+            let gateway = Running::with_mode(&fake, mode).await;
+            let client = Client::connect(gateway.address).await;
+            assert_eq!(client.flags & CAN_MULTI_CONN != 0, promised, "{mode:?}");
+            drop(client);
+            gateway.stop().await;
+        })
+        .await;
+    }
 }
 
 #[test]

@@ -15,7 +15,8 @@ use crate::{
     nbd::{self, Command, Errno, ExportInfo},
 };
 
-/// A device under a name. All connections share it, so a flush of one covers the writes of all.
+/// A device under a name. All connections share it, so a flush of one covers the writes of all. Clients are
+/// told so (`CAN_MULTI_CONN`), unless other gateways serve the same volume: theirs are not covered.
 pub struct Export<D> {
     name: String,
     description: String,
@@ -24,6 +25,7 @@ pub struct Export<D> {
     device: D,
     lock: RangeLock,
     counters: Arc<ExportCounters>,
+    multi_conn: bool,
 }
 
 /// What a command led to.
@@ -59,7 +61,13 @@ impl<D: LocalBlockDevice> Export<D> {
         let (name, description) = (name.into(), description.into());
         let user = (name.clone(), String::new());
         let (lock, counters) = Default::default();
-        Self { name, description, user, device, lock, counters }
+        Self { name, description, user, device, lock, counters, multi_conn: true }
+    }
+
+    /// Other gateways may serve the same.
+    #[must_use]
+    pub fn shared(self) -> Self {
+        Self { multi_conn: false, ..self }
     }
 
     /// Counts it for this volume and program; unless told, for a volume of the export's name and no
@@ -86,7 +94,7 @@ impl<D: LocalBlockDevice> Export<D> {
             size_bytes: of.size_bytes,
             read_only: of.read_only,
             fast_zero: of.fast_zero,
-            multi_conn: true,
+            multi_conn: self.multi_conn,
         }
     }
 

@@ -22,7 +22,7 @@ pub use metrics::GatewayMetrics;
 pub use server::{ListenError, Listeners, Server};
 
 use crate::{
-    open::Open,
+    open::{Mode, Open},
     session::{CloseError, LocalVolume, OpenError},
     stats::VolumeStats,
 };
@@ -154,8 +154,9 @@ impl Gateway {
             LocalVolume::open(&self.config.endpoints, &export.volume, &open, stats).await?;
         tracing::info!(export = export.name(), volume = %export.volume, "exported");
         let description = format!("Tidewater volume {}", export.volume);
-        Ok(Export::new(export.name(), description, volume)
-            .used_by(&*export.volume, &*export.program))
+        let opened = Export::new(export.name(), description, volume)
+            .used_by(&*export.volume, &*export.program);
+        Ok(if export.mode == Mode::Shared { opened.shared() } else { opened })
     }
 }
 

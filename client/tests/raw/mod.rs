@@ -19,6 +19,8 @@ pub(crate) struct Client {
     pub(crate) socket: TcpStream,
     /// As told at the handshake.
     pub(crate) size_bytes: u64,
+    /// Transmission flags.
+    pub(crate) flags: u16,
 }
 
 impl Client {
@@ -37,7 +39,9 @@ impl Client {
         socket.read_exact(&mut answer).await.expect("an answer");
         // The information: a header of 20 bytes, its kind, the size, flags.
         let size_bytes = answer[18 + 22..18 + 30].try_into().expect("eight bytes");
-        Self { socket, size_bytes: u64::from_be_bytes(size_bytes) }
+        let flags = answer[18 + 30..18 + 32].try_into().expect("two bytes");
+        let (size_bytes, flags) = (u64::from_be_bytes(size_bytes), u16::from_be_bytes(flags));
+        Self { socket, size_bytes, flags }
     }
 
     pub(crate) async fn send(
