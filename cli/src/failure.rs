@@ -100,11 +100,15 @@ impl From<MetaError> for Failure {
             }
             MetaCode::NoRoom => failure.hint("`tidewater node list` shows which servers have room"),
             MetaCode::Unsupported => failure.hint("the meta nodes run an older version"),
-            MetaCode::NotFound
-            | MetaCode::Exists
-            | MetaCode::Conflict
-            | MetaCode::Invalid
-            | MetaCode::Internal => failure,
+            MetaCode::NotFound => failure.hint(
+                "`tidewater volume list`, `node list`, `program list` and `attach list` show what is there",
+            ),
+            MetaCode::Exists => failure.hint("use what is there, or take another name"),
+            MetaCode::Conflict => failure.hint(
+                "look at it as it is now (`show` or `list` of the same noun, `attach list`), and try again",
+            ),
+            MetaCode::Invalid => failure.hint("`--help` after the command says what it takes"),
+            MetaCode::Internal => failure.hint("the log of the meta node that leads says more"),
         }
     }
 }
@@ -113,7 +117,13 @@ impl From<GatewayError> for Failure {
     fn from(error: GatewayError) -> Self {
         match error {
             GatewayError::Open(OpenError::Meta { volume, source }) => {
-                let failure = Self::from(source);
+                let attached = source.code == MetaCode::Conflict;
+                let mut failure = Self::from(source);
+                if attached {
+                    failure = failure.hint(
+                        "`tidewater attach list` shows who has it; --take-over fences the holder off",
+                    );
+                }
                 Self { message: format!("attach volume {volume}: {failure}"), ..failure }
             }
             GatewayError::SameName { .. } | GatewayError::NoExports => {
@@ -134,5 +144,33 @@ impl From<ClusterError> for Failure {
             error @ ClusterError::Timeout { .. } => Self::new(Code::TimedOut, error.to_string()),
             error => Self::new(Code::Other, error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_of_the_cluster_has_its_exit_code_and_says_what_to_do() {
+        for (code, exit) in [
+            (MetaCode::NotFound, 3),
+            (MetaCode::Exists, 4),
+            (MetaCode::Conflict, 4),
+            (MetaCode::Invalid, 2),
+            (MetaCode::NoRoom, 1),
+            (MetaCode::Unreachable, 5),
+            (MetaCode::Unknown, 9),
+            (MetaCode::Unsupported, 1),
+            (MetaCode::Internal, 1),
+        ] {
+            let failure = Failure::from(MetaError { code, message: "no".to_owned() });
+            assert_eq!(failure.code.exit(), exit, "{code:?}");
+            assert!(failure.hint.is_some_and(|hint| !hint.is_empty()), "{code:?}");
+        }
+        let source = MetaError { code: MetaCode::Conflict, message: "attached".to_owned() };
+        let refused = GatewayError::Open(OpenError::Meta { volume: "v".to_owned(), source });
+        let hint = Failure::from(refused).hint.expect("a hint");
+        assert!(hint.contains("--take-over") && hint.contains("attach list"), "{hint}");
     }
 }

@@ -79,6 +79,10 @@ enum Content<'a, T> {
     One(&'a T),
 }
 
+/// A result without fields.
+#[derive(Serialize)]
+struct Done {}
+
 impl Output {
     /// Prints any number of items.
     pub(crate) fn list<T: Item>(self, items: &[T]) -> Result<(), Failure> {
@@ -117,6 +121,19 @@ impl Output {
             }
             Format::Jsonl => line(&compact(item)?),
             Format::Name => line(&item.name()),
+        }
+    }
+
+    /// Tells that a command is done that has nothing else to tell; only JSON says so.
+    pub(crate) fn done(self) -> Result<(), Failure> {
+        match self.format {
+            Format::Table | Format::Name => Ok(()),
+            Format::Json => line(&pretty(&Document {
+                api_version: API_VERSION,
+                kind: "Done".to_owned(),
+                content: Content::One(&Done {}),
+            })?),
+            Format::Jsonl => line(&compact(&Done {})?),
         }
     }
 

@@ -426,7 +426,8 @@ async fn a_volume_that_grows_is_larger_for_new_connections_and_as_before_for_old
 #[tokio::test]
 async fn connections_see_each_other_unless_other_gateways_may_serve_the_volume() {
     const CAN_MULTI_CONN: u16 = 1 << 8;
-    for (mode, promised) in [(Mode::Exclusive, true), (Mode::Shared, false), (Mode::ReadOnly, true)] {
+    for (mode, promised) in [(Mode::Exclusive, true), (Mode::Shared, false), (Mode::ReadOnly, true)]
+    {
         with_fake(|fake| async move {
             let gateway = Running::with_mode(&fake, mode).await;
             let client = Client::connect(gateway.address).await;

@@ -41,7 +41,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             context.confirm(&format!("Fence session {session} and end its attachment?"))?;
             let request = rpc::DetachRequest { session, force: true };
             context.cluster.detach(request).await?;
-            Ok(())
+            context.output.done()
         }
     }
 }

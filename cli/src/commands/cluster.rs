@@ -89,13 +89,13 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         Verb::AddMember { node } => {
             let request = rpc::AddMetaNodeRequest { id: node.id, address: node.address };
             context.cluster.add_meta_node(request).await?;
-            Ok(())
+            context.output.done()
         }
         Verb::RemoveMember { id } => {
             context.confirm(&format!("Remove meta node {id} from the cluster?"))?;
             let request = rpc::RemoveMetaNodeRequest { id };
             context.cluster.remove_meta_node(request).await?;
-            Ok(())
+            context.output.done()
         }
         Verb::FinishRestore { without } => {
             let names: Vec<_> = without.iter().map(|ServerArg(id)| format!("s{id}")).collect();
@@ -105,12 +105,12 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             ))?;
             let without = without.into_iter().map(|ServerArg(id)| id).collect();
             context.cluster.finish_restore(rpc::FinishRestoreRequest { without }).await?;
-            Ok(())
+            context.output.done()
         }
         Verb::TransferLeader { to } => {
             let request = rpc::TransferLeaderRequest { to };
             context.cluster.transfer_leader(request).await?;
-            Ok(())
+            context.output.done()
         }
     }
 }

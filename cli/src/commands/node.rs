@@ -58,7 +58,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             context.confirm(&format!("Forget server s{server}? It must hold no copies, and its data folder is not taken back."))?;
             let request = rpc::RemoveServerRequest { server };
             context.cluster.remove_server(request).await?;
-            Ok(())
+            context.output.done()
         }
     }
 }
@@ -66,7 +66,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
 async fn cordon(context: &Context, node: ServerArg, cordoned: bool) -> Result<(), Failure> {
     let request = rpc::SetServerRequest { server: node.0, cordoned: Some(cordoned) };
     context.cluster.set_server(request).await?;
-    Ok(())
+    context.output.done()
 }
 
 /// All chunkservers.

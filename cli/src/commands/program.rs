@@ -85,7 +85,7 @@ pub(crate) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
             let request =
                 rpc::RemoveProgramRequest { name, instance: instance.unwrap_or_default() };
             context.cluster.remove_program(request).await?;
-            Ok(())
+            context.output.done()
         }
     }
 }

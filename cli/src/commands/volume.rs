@@ -209,7 +209,7 @@ async fn trash(context: &Context, verb: TrashVerb) -> Result<(), Failure> {
             ))?;
             let request = rpc::PurgeVolumeRequest { id };
             context.cluster.purge_volume(request).await?;
-            Ok(())
+            context.output.done()
         }
     }
 }

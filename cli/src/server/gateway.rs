@@ -24,12 +24,12 @@ const CONNECTIONS_MAX: usize = 256;
 pub(crate) fn run(verb: GatewayVerb, endpoints: &[String]) -> Result<(), Failure> {
     let GatewayVerb::Run { config, flags, exports, program, instance, mode, take_over } = verb;
     let mut file = file_or_default::<GatewayFile>(config.as_deref())?.overridden(flags);
-    file.export.extend(exports.into_iter().map(|volume| ExportFile {
-        volume,
-        mode,
-        take_over,
-        program: program.clone(),
-        instance: instance.clone(),
+    file.export.extend(exports.into_iter().map(|export| ExportFile {
+        volume: export.volume,
+        mode: export.mode.unwrap_or(mode),
+        take_over: export.take_over || take_over,
+        program: export.program.unwrap_or_else(|| program.clone()),
+        instance: export.instance.unwrap_or_else(|| instance.clone()),
     }));
     if file.meta.is_empty() {
         file.meta = endpoints.to_vec();

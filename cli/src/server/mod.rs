@@ -3,6 +3,7 @@
 
 mod capacity;
 mod chunkserver;
+mod export_arg;
 mod gateway;
 mod meta;
 
@@ -18,6 +19,7 @@ use crate::{
 };
 
 pub(crate) use chunkserver::run as run_chunkserver;
+pub(crate) use export_arg::ExportArg;
 pub(crate) use gateway::run as run_gateway;
 pub(crate) use meta::run as run_meta;
 
@@ -68,19 +70,19 @@ pub(crate) enum GatewayVerb {
         config: Option<PathBuf>,
         #[command(flatten)]
         flags: GatewayFile,
-        /// Volume to export; once for each
+        /// Volume to export, as VOLUME[,program=NAME][,instance=ID][,mode=MODE][,take-over]; once for each
         #[arg(long = "export")]
-        exports: Vec<String>,
-        /// Program that --export is opened for
+        exports: Vec<ExportArg>,
+        /// Program of each --export that names none
         #[arg(long, default_value = "nbd")]
         program: String,
-        /// Instance of the program
+        /// Instance of each --export that names none
         #[arg(long, default_value = "1")]
         instance: String,
-        /// How --export is opened
+        /// How each --export is opened that does not say
         #[arg(long, value_enum, default_value_t)]
         mode: ModeName,
-        /// Fence whoever has --export open exclusively
+        /// Fence whoever has any --export open exclusively
         #[arg(long)]
         take_over: bool,
     },

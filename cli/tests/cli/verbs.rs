@@ -1,8 +1,10 @@
 //! With a cluster of one meta node and no chunkservers: what can be done without placing anything.
 
 use std::{
-    fs,
+    fs, io,
+    net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -161,6 +163,55 @@ fn cluster_a_gateway_tells_where_it_is_with_its_attachments() {
         let text = admin.run(&table).expect_code(0).stdout;
         assert!(text.contains("north/z1/k1/h1"), "{table:?}:\n{text}");
     }
+}
+
+#[test]
+fn cluster_each_export_is_opened_for_its_own_program() {
+    let admin = Admin::start();
+    for volume in ["a", "b", "c"] {
+        admin.run(&["volume", "create", volume, "--size", "1GiB"]).expect_code(0);
+    }
+    let exports = ["--export=a,program=web,instance=2", "--export=b,mode=shared", "--export=c"];
+    let flags = ["--program=db", "--instance=9", "--mode=read-only"];
+    let mut gateway = Gateway::start(&admin, &[exports, flags].concat());
+    let holder = |a: &Value| {
+        let text = |key: &str| a[key].as_str().expect("a text").to_owned();
+        (text("volume"), text("program"), text("instance"), text("mode"))
+    };
+    let mut found: Vec<_> = gateway.attached(&admin, 3).iter().map(holder).collect();
+    found.sort();
+    let wanted =
+        [("a", "web", "2", "read-only"), ("b", "db", "9", "shared"), ("c", "db", "9", "read-only")];
+    let wanted = wanted.map(|(v, p, i, m)| (v.into(), p.into(), i.into(), m.into()));
+    assert_eq!(found, wanted);
+}
+
+/// Hands what clients say to a server, and drops what it answers.
+fn deaf_proxy(server: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let server = server.to_owned();
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(mut to) = TcpStream::connect(&server) else { continue };
+            let mut client = client;
+            thread::spawn(move || io::copy(&mut client, &mut to));
+        }
+    });
+    address
+}
+
+#[test]
+fn cluster_a_name_that_an_unanswered_try_may_have_taken_is_exit_code_9() {
+    let admin = Admin::start();
+    let meta = admin.cluster.endpoints()[0].clone();
+    let endpoints = format!("{},{meta}", deaf_proxy(&meta));
+    let args = ["volume", "create", "v", "--size", "1GiB", "-o", "json", "--endpoint", &endpoints];
+    let error = tidewater(&args).expect_code(9).error();
+    assert_eq!(error["code"], "TimedOut");
+    assert!(error["hint"].is_string(), "{error}");
+    // The hint is right: it was this very command.
+    assert_eq!(admin.json(&["volume", "show", "v"])["sizeBytes"], 1_u64 << 30);
 }
 
 #[test]
