@@ -1,6 +1,7 @@
 //! `tidewater demo`: a cluster of real processes on this machine, under load and faults, that checks
 //! every byte; with `--serve`, the cluster alone, for the reader's own programs.
 
+mod deadline;
 mod faults;
 mod load;
 mod pattern;
@@ -8,6 +9,9 @@ mod report;
 
 use std::{
     path::PathBuf,
+    process,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,6 +24,7 @@ use crate::{
     server::stop_signal,
     units::{ByteSize, Span},
 };
+use deadline::{Deadline, Watchdog};
 use report::Screen;
 
 /// Name of the volume, and so of the export.
@@ -31,8 +36,14 @@ const LOAD_BYTES: u64 = 1 << 30;
 const SERVE_BYTES: u64 = 8 << 30;
 /// Segment size of a demo: a 1 GiB volume then has 16, spread over all servers.
 const SEGMENT_BYTES: u64 = 64 << 20;
-/// The demo ends within two minutes whatever it is told.
-const SECONDS_MAX: Duration = Duration::from_secs(100);
+/// Longest time that the load can be told to run.
+const SECONDS_MAX: Duration = Duration::from_mins(1);
+/// The last fault has healed by then, or the demo has failed: what comes after takes some seconds.
+const FAULTS_LIMIT: Duration = Duration::from_secs(85);
+/// The demo ends within two minutes whatever happens.
+const DEMO_LIMIT: Duration = Duration::from_secs(115);
+/// Between two lines about the load.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
@@ -45,7 +56,7 @@ pub(crate) struct DemoArgs {
     /// Folder below which the data go (default TMPDIR); it must be on a disk
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// How long the load runs at least; the faults may take longer
+    /// How long the load runs at least, up to 60s; the faults may take longer
     #[arg(long, default_value = "30s", conflicts_with = "serve")]
     seconds: Span,
     /// Seed of the load
@@ -122,6 +133,8 @@ async fn watch(cluster: &mut Cluster) -> Result<(), Failure> {
 fn prove(args: &DemoArgs, size_bytes: u64) -> Result<(), Failure> {
     let seed = args.seed.unwrap_or_else(rand::random);
     let screen = Screen::lines();
+    let deadline = Deadline::after(FAULTS_LIMIT);
+    let _watchdog = Watchdog::start(DEMO_LIMIT, overdue).map_err(anyhow::Error::from)?;
     screen.say("tidewater demo: a temporary cluster under load and faults; every read is checked");
     let (mut cluster, volume, gateway) = start(args, size_bytes, &screen)?;
     screen.say(&format!("folder     {}", cluster.folder().display()));
@@ -132,21 +145,42 @@ fn prove(args: &DemoArgs, size_bytes: u64) -> Result<(), Failure> {
         cluster.nbd_uri(gateway, VOLUME)
     ));
     let load = load::Load::start(cluster.address(gateway), VOLUME, size_bytes, seed)?;
-    let result = faults::run(&mut cluster, volume, &load, &screen, args.seconds.0.min(SECONDS_MAX));
-    let tally = load.finish();
-    let faults = match result {
-        Ok(faults) => faults,
-        Err(failure) => {
-            cluster.keep_folder();
-            return Err(failure);
-        }
-    };
-    let summary = report::Summary::new(faults, tally);
+    let mut faults = Vec::new();
+    let result = reporting(&load, &screen, || {
+        let (cluster, load, screen) = (&mut cluster, &load, &screen);
+        let mut stage = faults::Stage { cluster, volume, load, screen, deadline };
+        stage.run(args.seconds.0.min(SECONDS_MAX), &mut faults)
+    });
+    let summary = report::Summary::new(faults, load.finish(), result.is_ok());
     summary.print(&screen);
     if summary.passed() {
         return Ok(());
     }
     cluster.keep_folder();
-    Err(Failure::new(Code::Unhealthy, "a check failed")
+    let failed = || Failure::new(Code::Unhealthy, "a check failed");
+    Err(result
+        .err()
+        .unwrap_or_else(failed)
         .hint(format!("logs of every process are in {}", cluster.folder().display())))
+}
+
+/// Says how the load does, whatever `work` waits for.
+fn reporting<T>(load: &load::Load, screen: &Screen, work: impl FnOnce() -> T) -> T {
+    thread::scope(|scope| {
+        let (working, done) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            while done.recv_timeout(REPORT_EVERY) == Err(RecvTimeoutError::Timeout) {
+                screen.progress(&load.tally());
+            }
+        });
+        let result = work();
+        drop(working);
+        result
+    })
+}
+
+/// Something hangs that has no limit of its own. The kernel ends the cluster's processes with this one.
+fn overdue() {
+    eprintln!("error: the demo did not end within {} s", DEMO_LIMIT.as_secs());
+    process::exit(Code::TimedOut.exit().into());
 }

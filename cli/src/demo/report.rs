@@ -52,10 +52,11 @@ impl Screen {
             rate
         };
         let text = format!(
-            "load       {rate:6.0} op/s   reads {}   writes {}   verified {}   0 wrong",
+            "load       {rate:6.0} op/s   reads {}   writes {}   verified {}   {} wrong",
             tally.reads,
             tally.writes,
-            ByteSize(tally.bytes_verified)
+            ByteSize(tally.bytes_verified),
+            u8::from(tally.wrong.is_some())
         );
         if self.terminal {
             self.write(&format!("\r\x1b[K{:5.1}  {text}", self.begun.elapsed().as_secs_f64()));
@@ -81,15 +82,17 @@ impl Screen {
 pub(super) struct Summary {
     faults: Vec<Fault>,
     tally: Tally,
+    /// Every fault healed in time.
+    is_complete: bool,
 }
 
 impl Summary {
-    pub(super) fn new(faults: Vec<Fault>, tally: Tally) -> Self {
-        Self { faults, tally }
+    pub(super) fn new(faults: Vec<Fault>, tally: Tally, is_complete: bool) -> Self {
+        Self { faults, tally, is_complete }
     }
 
     pub(super) fn passed(&self) -> bool {
-        self.tally.wrong.is_none() && self.tally.bytes_verified > 0
+        self.is_complete && self.tally.wrong.is_none() && self.tally.bytes_verified > 0
     }
 
     pub(super) fn print(&self, screen: &Screen) {
@@ -107,8 +110,29 @@ impl Summary {
         screen.say(&format!("  verified   {} in {reads} reads", ByteSize(*bytes_verified)));
         match wrong {
             None if self.passed() => screen.say("data check PASS: nothing acknowledged was lost"),
-            None => screen.say("data check FAIL: nothing was verified"),
+            None if self.is_complete => screen.say("data check FAIL: nothing was verified"),
+            None => screen.say("data check FAIL: the demo did not get to its end"),
             Some(wrong) => screen.say(&format!("data check FAIL: {wrong}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_passes_only_if_all_was_done_something_was_read_and_nothing_was_wrong() {
+        let read = Tally { reads: 1, bytes_verified: 4096, ..Tally::default() };
+        let wrong = Tally { wrong: Some("block 1".to_owned()), ..read.clone() };
+        for (tally, is_complete, passed) in [
+            (read.clone(), true, true),
+            (read, false, false),
+            (Tally::default(), true, false),
+            (wrong, true, false),
+        ] {
+            let summary = Summary::new(Vec::new(), tally, is_complete);
+            assert_eq!(summary.passed(), passed, "{summary:?}");
         }
     }
 }

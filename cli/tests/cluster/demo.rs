@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    path::Path,
-    process::{Child, Command, Stdio},
+    io::{BufRead, BufReader, Lines},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -111,6 +111,89 @@ fn a_killed_harness_leaves_no_process_behind() {
     .expect("the kernel ends them");
 }
 
+/// A demo under load and faults, whose lines are read as they come; killed when dropped.
+struct Proving {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Proving {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tidewater"))
+            .args(["demo", "--seconds", "10s", "--dir"])
+            .arg(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        Self { child, lines, _folder: folder }
+    }
+
+    /// The next line that has `part` in it.
+    fn line(&mut self, part: &str) -> String {
+        let found = self.lines.by_ref().map_while(Result::ok).find(|line| line.contains(part));
+        found.unwrap_or_else(|| panic!("no line with {part:?}"))
+    }
+}
+
+impl Drop for Proving {
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!("cannot end the demo: {error}");
+        }
+    }
+}
+
+#[test]
+fn the_demo_fails_when_it_reads_a_wrong_byte() {
+    const MIB: usize = 1 << 20;
+    let mut demo = Proving::start();
+    let line = demo.line("nbd://");
+    let uri = line.split_whitespace().find(|word| word.starts_with("nbd://")).expect("an URI");
+    let mut behind_its_back = client(uri);
+    demo.line("load ");
+    for piece in 0..64 {
+        behind_its_back.write(piece * MIB as u64, &[0xa5; MIB], false).expect("written");
+    }
+    let verdict = demo.line("data check");
+    assert!(verdict.contains("data check FAIL: block "), "{verdict}");
+    let status = finish(&mut demo.child, "the demo to end", STOP_LIMIT);
+    assert_eq!(status.code(), Some(6), "{verdict}");
+}
+
+#[test]
+fn the_demo_ends_in_time_with_an_error_when_no_chunkserver_answers() {
+    let mut demo = Proving::start();
+    let begun = Instant::now();
+    demo.line("load ");
+    let pids = chunkservers_of(demo.child.id());
+    assert_eq!(pids.len(), 4);
+    for &pid in &pids {
+        kill_process(pid, Signal::STOP).expect("it runs");
+    }
+    let verdict = demo.line("data check");
+    let status = finish(&mut demo.child, "the demo to end", DEMO_LIMIT);
+    assert!(begun.elapsed() < DEMO_LIMIT, "took {:?}", begun.elapsed());
+    assert!(verdict.contains("data check FAIL"), "{verdict}");
+    assert!(!status.success(), "{status}");
+}
+
+/// Chunkservers that a process started.
+fn chunkservers_of(parent: u32) -> Vec<Pid> {
+    let parent = format!("PPid:\t{parent}");
+    let entries = fs::read_dir("/proc").expect("procfs").flatten().map(|entry| entry.path());
+    let ours = entries.filter(|path| {
+        let read = |name| fs::read_to_string(path.join(name)).unwrap_or_default();
+        read("status").lines().any(|line| line == parent)
+            && read("cmdline").contains("chunkserver\0")
+    });
+    let pid = |path: PathBuf| path.file_name()?.to_str()?.parse().ok().and_then(Pid::from_raw);
+    ours.filter_map(pid).collect()
+}
+
 #[test]
 fn the_demo_passes_its_checks_within_two_minutes() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -130,4 +213,7 @@ fn the_demo_passes_its_checks_within_two_minutes() {
     {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
+    let (_, from_kill) = text.split_once("kill -9    chunkserver").expect("a kill");
+    let (healing, _) = from_kill.split_once("healed ").expect("it heals");
+    assert!(healing.contains("load  "), "nothing is said while it heals:\n{text}");
 }
