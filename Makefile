@@ -1,11 +1,11 @@
 # Two commands do everything on a Debian machine with Rust and make: `make demo` and `make test`.
-# Both install what they need, say so, and build RocksDB once into a cache outside the checkout.
+# Both install what they need (scripts/deps.sh), say so, and build RocksDB once into a cache outside the checkout.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: help demo test lint build bench deps-build deps-test
+.PHONY: help demo test lint build bench deps-build deps-test deps-lint
 
 export CARGO_TARGET_DIR ?= $(or $(TIDEWATER_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidewater)/target
 
@@ -23,7 +23,10 @@ deps-build:
 	scripts/deps.sh build
 
 deps-test:
-	scripts/deps.sh build test
+	scripts/deps.sh build test nextest
+
+deps-lint:
+	scripts/deps.sh build deny
 
 build: deps-build
 	$(rocksdb)
@@ -43,12 +46,17 @@ test: deps-test
 	  cargo test --workspace --locked --all-targets $(ARGS)
 	fi
 
-lint: deps-build
+lint: deps-lint
 	$(rocksdb)
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	if cargo deny --version >/dev/null 2>&1; then
-	  cargo deny --workspace check
+	  cargo deny --workspace check licenses bans sources
+	  if cargo deny fetch db; then
+	    cargo deny --workspace check advisories
+	  else
+	    echo "the advisory database cannot be had here: advisories are not checked"
+	  fi
 	else
 	  echo "cargo-deny is not installed: licences and advisories are not checked" \
 	    "(cargo install --locked cargo-deny)"

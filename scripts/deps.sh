@@ -1,12 +1,26 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building and testing need, where they are missing.
+# Installs what building and testing need, where it is missing.
 #
 #   scripts/deps.sh build        compilers for RocksDB
 #   scripts/deps.sh build test   also the block clients that the tests drive
+#   scripts/deps.sh nextest      cargo-nextest, which runs the tests
+#   scripts/deps.sh deny         cargo-deny, but only with TIDEWATER_REQUIRE_TOOLS=1
 #
-# As root or with a sudo that asks nothing it installs; otherwise it prints the line to run. A missing
-# test tool is an error only with TIDEWATER_REQUIRE_TOOLS=1: elsewhere its tests are skipped.
+# Debian packages are installed as root or with a sudo that asks nothing; otherwise the line to run is
+# printed. A missing test tool is an error only with TIDEWATER_REQUIRE_TOOLS=1: elsewhere its tests are
+# skipped. Cargo's tools are compiled, which takes minutes; where they cannot be had, as without a network,
+# `make test` uses cargo test and `make lint` says what it does not check.
 set -euo pipefail
+
+# cargo_tool NAME: whether `cargo NAME` is there, or could be installed.
+cargo_tool() {
+  ! cargo "$1" --version >/dev/null 2>&1 || return 0
+  echo "installing: cargo-$1 (cargo install --locked cargo-$1)" >&2
+  # Apart from the workspace: it must not use its target folder and RocksDB's variables.
+  if env -u CARGO_TARGET_DIR cargo install --quiet --locked "cargo-$1" >&2; then return 0; fi
+  echo "cargo-$1 could not be installed" >&2
+  return 1
+}
 
 # package, then a command or file that shows it is there
 build_needs='
@@ -38,6 +52,16 @@ is_there() {
 missing=()
 required=no
 for set in "$@"; do
+  case $set in
+    nextest)
+      cargo_tool nextest || true
+      continue
+      ;;
+    deny)
+      if [ "${TIDEWATER_REQUIRE_TOOLS:-}" = 1 ]; then cargo_tool deny || true; fi
+      continue
+      ;;
+  esac
   needs=${set}_needs
   while read -r package sign; do
     [ -n "$package" ] || continue
