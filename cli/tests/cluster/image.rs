@@ -1,24 +1,29 @@
 //! A real ext4 image goes in and comes out byte for byte, while processes are killed on the way.
 
-use std::{process::Stdio, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use tidewater_cli::cluster::wait_until;
 
 use crate::{
     scene::{Scene, four_servers},
-    tool::{command, file, finish, have, run, source_tree},
+    tool::{command, file, finish, gather_sources, have, run},
 };
 
 const IMAGE_BYTES: u64 = 384 << 20;
+/// Files in the image: at least so much, and not much more.
+const TREE_BYTES: u64 = 200 << 20;
+const TREE_BYTES_MAX: u64 = 260 << 20;
 /// Copying the image takes seconds; failovers on the way some more.
 const COPY_LIMIT: Duration = Duration::from_mins(2);
 const SEGMENT_BYTES: u64 = 32 << 20;
 
-fn make_image(path: &str) {
+fn make_image(folder: &Path) -> String {
     let size = format!("{}K", IMAGE_BYTES >> 10);
-    let tree = source_tree();
-    let tree = tree.to_str().expect("UTF-8");
-    run("mkfs.ext4", &["-q", "-F", "-b", "4096", "-i", "4096", "-d", tree, path, &size]);
+    let (tree, image) = (file(folder, "tree"), file(folder, "source.img"));
+    let bytes = gather_sources(Path::new(&tree), TREE_BYTES);
+    assert!((TREE_BYTES..TREE_BYTES_MAX).contains(&bytes), "{bytes} bytes of files");
+    run("mkfs.ext4", &["-q", "-F", "-b", "4096", "-i", "4096", "-d", &tree, &image, &size]);
+    image
 }
 
 /// Runs a copy; once some segments are placed, kills the busiest chunkserver and then the meta leader
@@ -32,9 +37,14 @@ fn copy_under_kills(scene: &mut Scene, program: &str, args: &[&str]) {
         busiest.ok_or_else(|| "no segment is placed".to_owned())
     })
     .expect("the copy writes");
-    scene.cluster.kill(victim).expect("killed");
+    let mut kill = |scene: &mut Scene, seat| {
+        scene.cluster.kill(seat).expect("killed");
+        let ended = copy.try_wait().expect("it can be asked");
+        assert!(ended.is_none(), "{program} had ended when {seat} was killed: {ended:?}");
+    };
+    kill(scene, victim);
     let leader = scene.cluster.await_leader().expect("a leader");
-    scene.cluster.kill(leader).expect("killed");
+    kill(scene, leader);
     scene.cluster.await_leader().expect("another leader");
     scene.cluster.restart(victim).expect("restarted");
     scene.cluster.restart(leader).expect("restarted");
@@ -59,8 +69,7 @@ fn an_image_goes_in_with_nbdcopy_and_comes_back_through_kills() {
         return;
     }
     let mut scene = Scene::start(four_servers(SEGMENT_BYTES), IMAGE_BYTES);
-    let image = file(scene.cluster.folder(), "source.img");
-    make_image(&image);
+    let image = make_image(scene.cluster.folder());
     let uri = scene.uri();
     copy_under_kills(&mut scene, "nbdcopy", &["--flush", &image, &uri]);
     come_back(&scene, &image);
@@ -75,8 +84,7 @@ fn an_image_goes_in_with_qemu_img_and_comes_back_through_kills() {
         return;
     }
     let mut scene = Scene::start(four_servers(SEGMENT_BYTES), IMAGE_BYTES);
-    let image = file(scene.cluster.folder(), "source.img");
-    make_image(&image);
+    let image = make_image(scene.cluster.folder());
     let uri = scene.uri();
     let args = ["convert", "-n", "-W", "-f", "raw", "-O", "raw", &image, &uri];
     copy_under_kills(&mut scene, "qemu-img", &args);

@@ -76,8 +76,42 @@ pub(crate) fn finish(child: &mut Child, what: &str, limit: Duration) -> ExitStat
     })
 }
 
-/// A tree of real files: the sources of everything the build has fetched, some 170 MiB.
-pub(crate) fn source_tree() -> PathBuf {
+/// Copies files of the sources that the build has fetched to `into`, until they have at least `bytes`
+/// bytes together; where there are fewer, they are copied again. Returns how many bytes there are.
+pub(crate) fn gather_sources(into: &Path, bytes: u64) -> u64 {
+    let tree = source_tree();
+    let mut total = 0;
+    for round in 0.. {
+        let before = total;
+        copy_until(&tree, &into.join(round.to_string()), &mut total, bytes);
+        assert!(total > before, "nothing to copy in {}", tree.display());
+        if total >= bytes {
+            break;
+        }
+    }
+    total
+}
+
+fn copy_until(from: &Path, to: &Path, total: &mut u64, bytes: u64) {
+    fs::create_dir_all(to).expect("writable");
+    let mut entries: Vec<_> = fs::read_dir(from).expect("readable").flatten().collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        if *total >= bytes {
+            return;
+        }
+        let kind = entry.file_type().expect("known");
+        let to = to.join(entry.file_name());
+        if kind.is_dir() {
+            copy_until(&entry.path(), &to, total, bytes);
+        } else if kind.is_file() {
+            *total += fs::copy(entry.path(), to).expect("copied");
+        }
+    }
+}
+
+/// A tree of real files: the sources of everything the build has fetched.
+fn source_tree() -> PathBuf {
     let home = std::env::var_os("CARGO_HOME").map_or_else(
         || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo"),
         PathBuf::from,
