@@ -37,9 +37,9 @@ pub mod gateway;
 mod intake;
 pub mod nbd;
 mod open;
-mod retry;
+pub mod retry;
 mod session;
-mod split;
+pub mod split;
 mod stats;
 mod volume;
 
@@ -50,7 +50,7 @@ pub use device::{
 };
 pub use error::{BlockError, Kind, Outcome, RetryHint};
 pub use open::{Mode, Open};
-pub use session::{CloseError, OpenError};
+pub use session::{CloseError, OpenError, Window};
 pub use stats::{Op, OpSnapshot, VolumeStats};
 pub use tidewater_proto::{
     meta_client::{MetaCode, MetaError},

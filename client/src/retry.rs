@@ -36,7 +36,7 @@ const STALE_MAX: u32 = 3;
 
 /// What kind of request it is, as far as retrying goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Class {
+pub enum Class {
     /// Reads: no effect, and a segment that does not exist is a hole.
     Read,
     /// Writes and compares: the segment is placed if it does not exist.
@@ -49,7 +49,7 @@ pub(crate) enum Class {
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
+pub enum Event {
     /// The server did it, or compared and found other bytes.
     Answered,
     /// The server answered a read with bytes that do not match their checksums.
@@ -85,7 +85,7 @@ pub(crate) enum Event {
 
 /// What the driver does next. Exactly one event answers each, except the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
+pub enum Action {
     /// Send the request to this server with this epoch and the session's current token.
     Send {
         /// Where to.
@@ -113,7 +113,7 @@ pub(crate) enum Action {
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub enum End {
     /// The server's answer stands.
     Answered,
     /// There is no such segment: reads see zeroes, zeroes have nothing to do.
@@ -147,7 +147,7 @@ enum Next {
 
 /// State of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Retry {
+pub struct Retry {
     class: Class,
     phase: Phase,
     route: Option<Rc<Route>>,
@@ -167,7 +167,7 @@ pub(crate) struct Retry {
 
 impl Retry {
     /// A request that has not been sent, with what is known of its segment.
-    pub(crate) fn new(class: Class, route: Option<Rc<Route>>) -> (Self, Action) {
+    pub fn new(class: Class, route: Option<Rc<Route>>) -> (Self, Action) {
         let mut retry = Self {
             class,
             phase: Phase::Locating,
@@ -185,13 +185,13 @@ impl Retry {
     }
 
     /// Requests sent so far.
-    pub(crate) fn tries(&self) -> u32 {
+    pub fn tries(&self) -> u32 {
         self.tries
     }
 
     /// Takes one event. Total: what does not fit the phase is answered by what the phase waits for.
     /// `jitter` is any number; it spreads pauses.
-    pub(crate) fn step(&mut self, event: Event, jitter: u64) -> Action {
+    pub fn step(&mut self, event: Event, jitter: u64) -> Action {
         if let Phase::Finished(end) = self.phase {
             return Action::Finish(end);
         }

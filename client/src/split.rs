@@ -5,18 +5,18 @@ use tidewater_proto::geometry::{CHUNK_BYTES, Extent, SEGMENT_BYTES, split_by_seg
 
 /// One request's share of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub struct Part {
     /// Segment within the volume.
-    pub(crate) segment: u32,
+    pub segment: u32,
     /// Where in the segment.
-    pub(crate) extent: Extent,
+    pub extent: Extent,
     /// Where in the operation's bytes the part starts.
-    pub(crate) at: u64,
+    pub at: u64,
 }
 
 /// Where operations are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cut {
+pub enum Cut {
     /// At segment and chunk boundaries, so that no payload is longer than a chunk.
     Chunks,
     /// At segment boundaries only, for operations without payload.
@@ -28,12 +28,7 @@ pub(crate) enum Cut {
 /// # Panics
 ///
 /// If the range is not aligned to sectors; the device's check comes first.
-pub(crate) fn parts(
-    offset: u64,
-    len: u64,
-    segment_bytes: u64,
-    cut: Cut,
-) -> impl Iterator<Item = Part> {
+pub fn parts(offset: u64, len: u64, segment_bytes: u64, cut: Cut) -> impl Iterator<Item = Part> {
     let piece_bytes = match cut {
         Cut::Chunks => CHUNK_BYTES,
         Cut::Segments => SEGMENT_BYTES,

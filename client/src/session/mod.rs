@@ -15,3 +15,4 @@ mod window;
 
 pub use attach::{CloseError, OpenError};
 pub use volume::LocalVolume;
+pub use window::Window;

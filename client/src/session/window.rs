@@ -8,19 +8,20 @@ pub(crate) const SPAN_MAX: usize = 16_384;
 
 /// Allots numbers from 1 on.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub struct Window {
     lowest: u64,
     /// Whether each number from `lowest` on is open; the first one is, if any.
     open: VecDeque<bool>,
 }
 
 impl Window {
-    pub(crate) fn new() -> Self {
+    /// No number is open.
+    pub fn new() -> Self {
         Self { lowest: 1, open: VecDeque::new() }
     }
 
     /// A new number; none while the span is full.
-    pub(crate) fn open(&mut self) -> Option<u64> {
+    pub fn open(&mut self) -> Option<u64> {
         if self.open.len() >= SPAN_MAX {
             return None;
         }
@@ -29,12 +30,12 @@ impl Window {
     }
 
     /// The lowest number not closed; the next one if all are.
-    pub(crate) fn lowest_open(&self) -> u64 {
+    pub fn lowest_open(&self) -> u64 {
         self.lowest
     }
 
     /// Closes a number: no request will carry it again. True if the span was full and is no more.
-    pub(crate) fn close(&mut self, number: u64) -> bool {
+    pub fn close(&mut self, number: u64) -> bool {
         let was_full = self.open.len() >= SPAN_MAX;
         let slot = number.checked_sub(self.lowest).and_then(|i| self.open.get_mut(i as usize));
         debug_assert_eq!(slot.as_deref(), Some(&true), "number {number} is not open");
