@@ -301,6 +301,15 @@ impl<P: Clone> Replica<P> {
         }
     }
 
+    /// Whether a read that came now would be answered: it is the active primary and holds a lease of every
+    /// other member.
+    pub fn answers_reads(&self, now: Time) -> bool {
+        match &self.role {
+            Role::Serving(s) => s.is_active(self.commit) && s.has_lease(now),
+            Role::Idle | Role::Following(_) | Role::Activating(_) => false,
+        }
+    }
+
     /// Whether it is the primary of its epoch, active or not yet.
     pub fn leads(&self) -> bool {
         matches!(self.role, Role::Serving(_) | Role::Activating(_))

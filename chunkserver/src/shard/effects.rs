@@ -217,7 +217,7 @@ impl Shard {
         self.unstall();
     }
 
-    fn complete(&mut self, completion: Completion) {
+    pub(super) fn complete(&mut self, completion: Completion) {
         match completion {
             Completion::Durable(ticket) => self.durable(ticket),
             Completion::Read { tag, result } => self.read_done(tag, result),

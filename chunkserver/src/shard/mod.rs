@@ -13,6 +13,7 @@
 //! | `outlet` | the sending end of a connection |
 //! | `replicas` | the copies it owns: made, configured, deleted |
 //! | `effects` | what a copy asks for, done |
+//! | `inspect` | what a simulator sees of it |
 //! | `channels` | what the server tells a shard, and is told |
 //! | `clients` | requests of clients |
 //! | `peers` | links to the shards of other servers |
@@ -23,6 +24,7 @@
 mod channels;
 mod clients;
 mod effects;
+mod inspect;
 mod links;
 mod outlet;
 mod pace;

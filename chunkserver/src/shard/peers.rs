@@ -62,7 +62,7 @@ impl Hearing {
     }
 
     /// Servers heard within `window`.
-    pub(crate) fn since(&self, now: Time, window: Duration) -> Vec<ServerId> {
+    pub fn since(&self, now: Time, window: Duration) -> Vec<ServerId> {
         let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         heard.iter().filter(|(_, at)| now.since(**at) <= window).map(|(&s, _)| s).collect()
     }
