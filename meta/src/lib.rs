@@ -14,6 +14,7 @@
 //! | `raft` | openraft's storage and network | edge |
 //! | `driver` | the leader's loop around `repair` | edge |
 //! | `service` | the gRPC service | edge |
+//! | [`sim`] | all that is pure, without the edges | for simulators |
 //! | [`MetaNode`], [`run`] | one node | edge |
 
 mod absence;
@@ -30,6 +31,7 @@ mod raft;
 mod repair;
 mod service;
 mod silence;
+pub mod sim;
 mod state;
 #[cfg(test)]
 mod testing;
