@@ -198,7 +198,7 @@ impl SimMeta {
     }
 
     /// What the planner wants to be proposed now.
-    pub fn plan(&mut self, now: Millis, unix_ms: u64) -> Vec<Command> {
+    pub fn plan(&mut self, now: Millis) -> Vec<Command> {
         self.detector.tick(now);
         let servers = fleet::liveness(&self.state, &self.detector, now);
         let spares = if self.state.index.unsettled.is_empty() {
@@ -212,7 +212,7 @@ impl SimMeta {
             activation: self.waits.activation_ms,
         };
         let (state, servers, spares) = (&self.state, &servers, spares.as_slice());
-        let world = World { state, servers, spares, now, now_ms: unix_ms, patience };
+        let world = World { state, servers, spares, now, patience };
         self.planner.plan(&world).into_iter().map(Command).collect()
     }
 

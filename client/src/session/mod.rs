@@ -14,5 +14,5 @@ mod volume;
 mod window;
 
 pub use attach::{CloseError, OpenError};
-pub use volume::LocalVolume;
+pub(crate) use volume::LocalVolume;
 pub use window::Window;

@@ -14,6 +14,12 @@ pub struct Window {
     open: VecDeque<bool>,
 }
 
+impl Default for Window {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Window {
     /// No number is open.
     pub fn new() -> Self {
