@@ -156,7 +156,7 @@ fn the_demo_fails_when_it_reads_a_wrong_byte() {
     let mut behind_its_back = client(uri);
     demo.line("load ");
     for piece in 0..64 {
-        behind_its_back.write(piece * MIB as u64, &[0xa5; MIB], false).expect("written");
+        behind_its_back.write(piece * MIB as u64, &vec![0xa5; MIB], false).expect("written");
     }
     let verdict = demo.line("data check");
     assert!(verdict.contains("data check FAIL: block "), "{verdict}");

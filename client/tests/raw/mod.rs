@@ -20,6 +20,7 @@ pub(crate) struct Client {
     /// As told at the handshake.
     pub(crate) size_bytes: u64,
     /// Transmission flags.
+    #[allow(dead_code)] // not every test that speaks raw NBD looks at them
     pub(crate) flags: u16,
 }
 
