@@ -53,20 +53,25 @@ pub(crate) struct Detector {
     /// Nobody is late before this plus the detection time: a new leader has heard nobody yet.
     grace_from: Millis,
     last_tick: Millis,
+    term: u64,
     seen: BTreeMap<ServerId, Seen>,
 }
 
 impl Detector {
     /// A detector that gives a server up after `dead_after` of silence.
     pub(crate) fn new(dead_after: Millis, now: Millis) -> Self {
-        Self { dead_after, grace_from: now, last_tick: now, seen: BTreeMap::new() }
+        Self { dead_after, grace_from: now, last_tick: now, term: 0, seen: BTreeMap::new() }
     }
 
-    /// This node has become leader: everybody gets a full detection time.
-    pub(crate) fn lead(&mut self, now: Millis) {
-        self.grace_from = now;
-        self.last_tick = now;
-        self.seen.clear();
+    /// This node leads in `term`: everybody gets a full detection time. Repeated, it says nothing new, so
+    /// whoever learns of it first says it, and what was heard since is kept.
+    pub(crate) fn lead(&mut self, term: u64, now: Millis) {
+        if term > self.term {
+            self.term = term;
+            self.grace_from = now;
+            self.last_tick = now;
+            self.seen.clear();
+        }
     }
 
     /// Called regularly. A gap means that this process stood still and heard nobody meanwhile, which
@@ -134,10 +139,22 @@ mod tests {
     fn a_new_leader_grants_everybody_a_full_detection_time() {
         let mut detector = Detector::new(1000, 0);
         detector.heard(S, 10, Beat::default());
-        detector.lead(5000);
+        detector.lead(1, 5000);
         assert!(!detector.judge(S, 5999).is_dead());
         assert!(!detector.judge(ServerId(2), 5999).is_dead());
         assert_eq!(detector.judge(S, 6000), Liveness::Dead { since: 5000 });
+    }
+
+    #[test]
+    fn what_a_leader_heard_in_its_term_is_kept_however_often_it_is_told_that_it_leads() {
+        let mut detector = Detector::new(1000, 0);
+        detector.lead(1, 0);
+        detector.heard(S, 500, Beat { load: 0.5, ..Beat::default() });
+        detector.lead(1, 600);
+        assert_eq!(detector.beat(S).map(|beat| beat.load), Some(0.5));
+        assert!(detector.judge(S, 1500).is_dead(), "no second grace");
+        detector.lead(2, 2000);
+        assert_eq!(detector.beat(S), None, "that was another leader");
     }
 
     #[test]

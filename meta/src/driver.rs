@@ -41,7 +41,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         if let Some(term) = term.filter(|_| term != leading) {
             tracing::info!(node = node.id, term, "leads the cluster");
             planner = Planner::default();
-            node.detector().lead(node.now());
+            node.detector().lead(term, node.now());
             node.absence().lead(term, node.now());
         }
         leading = term;

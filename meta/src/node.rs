@@ -8,7 +8,10 @@ use std::{
 };
 
 use openraft::async_runtime::watch::WatchReceiver;
-use tidewater_proto::rpc::{meta_server::MetaServer, raft_server::RaftServer};
+use tidewater_proto::{
+    ids::ServerId,
+    rpc::{meta_server::MetaServer, raft_server::RaftServer},
+};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -17,7 +20,7 @@ use tonic::transport::Server;
 use crate::{
     absence::Absence,
     config::{ConfigError, MetaConfig},
-    detector::{Detector, Millis},
+    detector::{Beat, Detector, Millis},
     driver,
     live::Live,
     metrics::MetaMetrics,
@@ -97,6 +100,13 @@ impl Node {
 
     pub(crate) fn detector(&self) -> MutexGuard<'_, Detector> {
         self.detector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A server was heard while this node led in `term`, which its own loop may not know yet.
+    pub(crate) fn heard(&self, term: u64, server: ServerId, beat: Beat) {
+        let (mut detector, now) = (self.detector(), self.now());
+        detector.lead(term, now);
+        detector.heard(server, now, beat);
     }
 
     pub(crate) fn absence(&self) -> MutexGuard<'_, Absence> {

@@ -114,12 +114,12 @@ impl Node {
         }
     }
 
-    /// Fails unless this node believes that it leads.
-    pub(crate) fn check_leads(&self) -> Result<(), Failure> {
+    /// Fails unless this node believes that it leads; returns in which term.
+    pub(crate) fn check_leads(&self) -> Result<u64, Failure> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         if metrics.state.is_leader() {
-            return Ok(());
+            return Ok(metrics.current_term);
         }
         let members = metrics.membership_config.membership();
         let leader = metrics.current_leader.and_then(|id| members.get_node(&id));

@@ -26,7 +26,7 @@ pub(super) async fn register(
     node: &Node,
     request: rpc::RegisterServerRequest,
 ) -> Result<rpc::RegisterServerReply, Failure> {
-    node.linearized().await?;
+    let term = node.linearized().await?;
     let cluster = node.live.read().state.cluster().cloned().ok_or(Rejected::NoCluster)?;
     if !request.cluster.is_empty() && request.cluster != cluster.uuid {
         let (claimed, actual) = (request.cluster, cluster.uuid);
@@ -50,7 +50,7 @@ pub(super) async fn register(
     let applied = node.propose(Command::RegisterServer(args)).await?;
     let Applied::Server(server) = applied else { return Err(Failure::Unexpected { applied }) };
     let beat = Beat { run, devices, ..Beat::default() };
-    node.detector().heard(server, node.now(), beat);
+    node.heard(term, server, beat);
     let (cluster, segment_bytes) = (cluster.uuid, cluster.segment_bytes);
     let report_copies = is_awaited(&node.live.read().state, server, run);
     Ok(rpc::RegisterServerReply { cluster, server: server.0, segment_bytes, report_copies })
@@ -65,7 +65,7 @@ pub(super) async fn heartbeat(
     node: &Node,
     request: rpc::HeartbeatRequest,
 ) -> Result<rpc::HeartbeatReply, Failure> {
-    node.check_leads()?;
+    let term = node.check_leads()?;
     let server = ServerId(request.server);
     let beat = Beat {
         run: RunId(request.run),
@@ -84,7 +84,7 @@ pub(super) async fn heartbeat(
             !beat.devices.is_empty() && essentials(&row.devices) != essentials(&beat.devices);
         (changed.then(|| beat.devices.clone()), wire::addresses(&view.state))
     };
-    node.detector().heard(server, node.now(), beat);
+    node.heard(term, server, beat);
     if changed.is_some() {
         let update = UpdateServer { server, cordoned: None, devices: changed };
         node.propose(Command::UpdateServer(update)).await?;
