@@ -14,10 +14,10 @@ use tidewater_proto::{
     convert::Malformed,
     ids::{ReplicaId, RunId, SegmentId, ServerId, VolumeId},
     meta_client::{MetaClient, MetaError, Patience},
-    record::{SegmentRecord, ServerAddress, SetChange},
+    record::{CopyReport, SegmentRecord, ServerAddress, SetChange},
     rpc,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -42,6 +42,8 @@ const HEARTBEAT_PATIENCE: Patience =
 /// Time for a proposal or a report.
 const REPORT_PATIENCE: Patience =
     Patience { per_try: Duration::from_secs(1), total: Duration::from_secs(3) };
+/// Copies told in one message: far below what one may hold, 4,096 and 4 MiB.
+const COPIES_TOLD: usize = 1_024;
 /// Pause before a registration or a watch is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -160,8 +162,8 @@ impl Server {
         // A folder that knows its server is opened before the registration, so that from the moment the
         // cluster counts on this run it serves.
         if folder.identity.member.is_none() {
-            let member = register(&meta, &registration).await?;
-            folder.join(member)?;
+            let joined = register(&meta, &registration).await?;
+            folder.join(joined.member)?;
         }
         let member = folder.identity.member.clone().expect("set above");
         registration.cluster.clone_from(&member.cluster);
@@ -271,8 +273,8 @@ impl Server {
             });
             match call.await {
                 Ok(reply) if reply.register => {
-                    if let Err(error) = register(&self.meta, &self.registration).await {
-                        tracing::warn!(%error, "registration refused");
+                    if let Err(error) = self.register_again(&known).await {
+                        tracing::warn!(%error, "not registered");
                     }
                 }
                 // Shards that cannot be told now are told with the next one: a heartbeat waits for no shard.
@@ -285,6 +287,41 @@ impl Server {
                 Err(error) => tracing::debug!(%error, "heartbeat not answered"),
             }
         }
+    }
+
+    /// Registers under the same run, and tells what copies there are where that is asked for: the metadata
+    /// was restored from a backup, and decides nothing before it knows. What is not told now is asked for
+    /// with the next heartbeat.
+    async fn register_again(&self, known: &[rpc::ServerAddress]) -> Result<(), ServerError> {
+        let joined = register(&self.meta, &self.registration).await?;
+        if !joined.report_copies {
+            return Ok(());
+        }
+        let Some(copies) = self.copies().await else { return Ok(()) };
+        tracing::info!(
+            copies = copies.len(),
+            "the metadata was restored: telling what copies there are"
+        );
+        let servers: Vec<u64> = known.iter().map(|address| address.server).collect();
+        for request in copy_reports(self.id, self.registration.run, &copies, servers) {
+            let call = self.meta.call(REPORT_PATIENCE, |mut meta| {
+                let request = request.clone();
+                async move { meta.report_copies(request).await }
+            });
+            call.await.map_err(ServerError::Register)?;
+        }
+        Ok(())
+    }
+
+    /// The copies of all shards; none if one of them is too busy to be asked now, or gone.
+    async fn copies(&self) -> Option<Vec<CopyReport>> {
+        let mut copies = Vec::new();
+        for shard in &self.commands {
+            let (answer, told) = oneshot::channel();
+            shard.try_tell(ShardCommand::TellCopies(answer)).ok()?;
+            copies.extend(told.await.ok()?);
+        }
+        Some(copies)
     }
 
     /// How long threads and devices were busy so far.
@@ -516,11 +553,42 @@ fn bind(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>),
     Ok((listeners, bound))
 }
 
+/// The messages that tell `copies`: several, if there are many; the last says that it is.
+fn copy_reports(
+    server: ServerId,
+    run: u64,
+    copies: &[CopyReport],
+    servers: Vec<u64>,
+) -> Vec<rpc::ReportCopiesRequest> {
+    let report = |copies: &[CopyReport]| rpc::ReportCopiesRequest {
+        server: server.0,
+        run,
+        copies: copies.iter().map(Into::into).collect(),
+        servers: Vec::new(),
+        last: false,
+    };
+    let mut reports: Vec<_> = copies.chunks(COPIES_TOLD).map(report).collect();
+    let last = rpc::ReportCopiesRequest { servers, last: true, ..report(&[]) };
+    match reports.last_mut() {
+        Some(report) => (report.servers, report.last) = (last.servers, true),
+        // A server without copies tells that.
+        None => reports.push(last),
+    }
+    reports
+}
+
+/// What a registration answers.
+struct Joined {
+    member: Membership,
+    /// The cluster wants to know what copies there are.
+    report_copies: bool,
+}
+
 /// Registers until the metadata cluster answers; a refusal ends the server.
 async fn register(
     meta: &MetaClient,
     registration: &rpc::RegisterServerRequest,
-) -> Result<Membership, ServerError> {
+) -> Result<Joined, ServerError> {
     loop {
         let call = meta.call(REPORT_PATIENCE, |mut meta| {
             let registration = registration.clone();
@@ -528,11 +596,12 @@ async fn register(
         });
         match call.await {
             Ok(reply) => {
-                return Ok(Membership {
+                let member = Membership {
                     cluster: reply.cluster,
                     server: ServerId(reply.server),
                     segment_bytes: reply.segment_bytes,
-                });
+                };
+                return Ok(Joined { member, report_copies: reply.report_copies });
             }
             Err(error) if error.is_transient() => {
                 tracing::info!(%error, "waiting for the metadata cluster");
@@ -575,4 +644,38 @@ fn devices(store: &Store) -> Vec<rpc::Device> {
         }
     };
     store.devices().iter().map(device).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tidewater_proto::ids::{Epoch, Position, Token};
+
+    use super::*;
+
+    fn copies(count: u64) -> Vec<CopyReport> {
+        let copy = |id| CopyReport {
+            segment: SegmentId { volume: VolumeId(1), index: id as u32 },
+            replica: ReplicaId(id),
+            epoch: Epoch(1),
+            token: Token(1),
+            last: Position::default(),
+            copying: false,
+            record: None,
+        };
+        (0..count).map(copy).collect()
+    }
+
+    #[test]
+    fn all_copies_are_told_in_messages_of_which_the_last_one_says_so() {
+        let full = COPIES_TOLD as u64;
+        for (count, messages) in [(0, 1), (1, 1), (full, 1), (full + 1, 2), (3 * full, 3)] {
+            let reports = copy_reports(ServerId(3), 9, &copies(count), vec![1, 2, 3]);
+            assert_eq!(reports.len(), messages, "{count} copies");
+            let told = reports.iter().flat_map(|report| &report.copies).map(|copy| copy.replica);
+            assert_eq!(told.collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
+            let last: Vec<_> = reports.iter().map(|report| report.last).collect();
+            assert!(last.iter().rev().skip(1).all(|last| !last) && last[messages - 1], "{last:?}");
+            assert_eq!(reports[messages - 1].servers, [1, 2, 3]);
+        }
+    }
 }

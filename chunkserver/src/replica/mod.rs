@@ -35,7 +35,7 @@ use tidewater_proto::{
     entry::Entry,
     ids::{Epoch, Position, ReplicaId, Revision, RunId, SegmentId, Sequence, Token},
     peer::{AppliedSession, Envelope, FromPrimary, PeerMessage, Reply, Room, ToPrimary},
-    record::{Durability, SegmentRecord},
+    record::{CopyReport, Durability, SegmentRecord},
 };
 
 use self::{activation::Activation, applied::Applied, lease::Granter, log::Log, serving::Serving};
@@ -318,6 +318,21 @@ impl<P: Clone> Replica<P> {
     /// Highest epoch this copy has promised to take part in.
     pub fn promised(&self) -> Epoch {
         self.promised
+    }
+
+    /// What a restored metadata cluster must know of this copy; `record` is the newest that this run was
+    /// told. What it has promised or asked to be durable counts, durable or not: another copy may know of it.
+    pub fn report(&self, record: Option<SegmentRecord>) -> CopyReport {
+        let told = self.record.as_ref().map_or(Token(0), |record| record.token);
+        CopyReport {
+            segment: self.segment,
+            replica: self.id,
+            epoch: self.promised,
+            token: self.token_durable.max(told),
+            last: self.log.last(),
+            copying: self.copying.is_some(),
+            record,
+        }
     }
 
     /// Entries above the destaged point, oldest first.

@@ -47,9 +47,9 @@ use tidewater_proto::{
     entry::Payload,
     ids::{Epoch, ReplicaId, RunId, SegmentId, ServerId, Token},
     peer::{Request, Room},
-    record::{SegmentRecord, ServerAddress, SetChange},
+    record::{CopyReport, SegmentRecord, ServerAddress, SetChange},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     clock::Clock,
@@ -84,6 +84,8 @@ pub enum ShardCommand {
     Retired(SegmentId, ReplicaId),
     /// Where all servers listen.
     Servers(Vec<ServerAddress>),
+    /// A restored metadata cluster asks what copies there are.
+    TellCopies(oneshot::Sender<Vec<CopyReport>>),
 }
 
 /// What a shard tells the server.

@@ -7,7 +7,7 @@ use tidewater_proto::{
     geometry::CHUNK_BYTES,
     ids::{ReplicaId, SegmentId},
     peer::Room,
-    record::{Member, SegmentRecord, SetChange},
+    record::{CopyReport, Member, SegmentRecord, SetChange},
 };
 
 use super::{Owned, Shard, ShardCommand, ShardReport, space::Look};
@@ -63,7 +63,21 @@ impl Shard {
             }
             ShardCommand::Retired(segment, replica) => self.delete(segment, replica),
             ShardCommand::Servers(servers) => self.learn_servers(servers),
+            ShardCommand::TellCopies(answer) => {
+                if answer.send(self.copies()).is_err() {
+                    tracing::debug!("nobody waits for the copies any more");
+                }
+            }
         }
+    }
+
+    /// What it holds, as a restored metadata cluster wants to know it.
+    fn copies(&self) -> Vec<CopyReport> {
+        let report = |owned: &Owned| {
+            let record = self.records.get(&owned.replica.segment()).cloned();
+            owned.replica.report(record)
+        };
+        self.owned.values().map(report).collect()
     }
 
     fn record(&mut self, record: SegmentRecord) {

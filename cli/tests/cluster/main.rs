@@ -18,6 +18,7 @@ mod overload;
 mod readme;
 mod refusal;
 mod repair;
+mod restore;
 mod scene;
 mod shell;
 mod space;

@@ -24,7 +24,7 @@ const PAGE_PORTS: [u16; 11] = [7401, 7402, 7403, 7404, 7411, 7412, 7421, 7422, 7
 /// Sections that start servers by hand.
 const START: &str = "Starting a cluster by hand";
 const REPLACE: &str = "Replacing a meta node";
-/// Not run: chunkservers do not yet tell a restored cluster what they hold.
+/// Run on a cluster that has lost its metadata, in `restore`.
 const RESTORE: &str = "Backup and restore of the metadata";
 const REMOVE: &str = "Removing a chunkserver";
 /// Sections for which any cluster will do.

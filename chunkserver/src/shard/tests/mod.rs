@@ -1,4 +1,5 @@
 //! Shards with real stores on simulated ground, stepped by hand.
 
 mod cluster;
+mod copies;
 mod net;

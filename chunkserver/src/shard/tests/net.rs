@@ -39,7 +39,7 @@ use crate::{
 };
 
 pub(super) const SEGMENT_BYTES: u64 = 64 * CHUNK_BYTES;
-const SEGMENT: SegmentId = SegmentId { volume: VolumeId(1), index: 0 };
+pub(super) const SEGMENT: SegmentId = SegmentId { volume: VolumeId(1), index: 0 };
 const CLUSTER: &str = "simulated";
 /// Nobody connects by address here.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
@@ -73,6 +73,8 @@ pub(super) struct Net {
     pipes: Vec<Pipe>,
     pub(super) record: SegmentRecord,
     pub(super) proposals: Vec<SetChange>,
+    /// Copies that servers have reported as deleted.
+    pub(super) deleted: Vec<(SegmentId, ReplicaId)>,
     client: SimOutlet,
     requests: u64,
     /// Every frame delivered, as bytes.
@@ -147,6 +149,7 @@ impl Net {
             pipes: Vec::new(),
             record,
             proposals: Vec::new(),
+            deleted: Vec::new(),
             client: SimOutlet::default(),
             requests: 0,
             history: Vec::new(),
@@ -206,6 +209,13 @@ impl Net {
                 shard.link_down(PeerShard { server: id, shard: 0 }, true);
             }
         }
+    }
+
+    /// A server that is off loses all that it stored.
+    pub(super) fn forget(&mut self, id: ServerId) {
+        let server = self.servers.get_mut(&id).expect("known");
+        assert!(server.shard.is_none(), "it is off");
+        server.disks = Disks::new(server.disks.capacity_bytes);
     }
 
     pub(super) fn shard(&mut self, id: u64) -> &mut Shard {
@@ -305,7 +315,9 @@ impl Net {
                     ShardReport::Active { epoch, token, .. } => {
                         self.record.active = Some((epoch, token));
                     }
-                    ShardReport::Deleted { .. } => {}
+                    ShardReport::Deleted { segment, replica } => {
+                        self.deleted.push((segment, replica));
+                    }
                     ShardReport::Failed => panic!("a store failed"),
                 }
             }
