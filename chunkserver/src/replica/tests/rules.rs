@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tidewater_proto::{
     entry::Change,
-    ids::{Epoch, Sequence, Token},
-    peer::{Action, ToPrimary},
-    record::{Durability, SetChange},
+    ids::{Epoch, OpId, Position, ReplicaId, Sequence, ServerId, SessionId, Token},
+    peer::{Action, Envelope, FromPrimary, PeerMessage, Refusal, Reply, Request, ToPrimary},
+    record::{Durability, Route, SetChange},
 };
 
-use super::world::{A, Answer, B, C, D, Refused, World, block, timing};
-use crate::replica::{Event, Role};
+use super::world::{A, Answer, B, C, D, Refused, World, block, segment, timing};
+use crate::replica::{Effect, Event, Replica, RequestId, Role, Time};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -111,18 +111,56 @@ fn rule_3_a_gap_is_refused_and_resent() {
 #[test]
 fn rule_3_a_tail_of_an_older_epoch_is_not_acknowledged_as_the_new_primarys() {
     let mut world = World::serving(&[A, B, C]);
-    // C alone gets a write of A, which then falls silent.
+    // C alone gets a write of A durable. A restarts without it, and B leads a set without C.
     world.write(A, 1, 1);
     world.deliver((A, C), 0);
     while world.persist_one(C) {}
     world.crash(A);
-    world.change_primary(B, true);
+    world.restart(A);
+    world.commit(|r| {
+        r.epoch = r.epoch.next();
+        r.primary = B;
+        let cut_off = r.members.pop().expect("C");
+        r.learners.push(cut_off);
+    });
+    let tail = world.replica(C).last();
+    assert_eq!((tail.epoch, tail.sequence), (Epoch(1), Sequence(2)));
+    // C follows B from the start, and its journal tells it of nothing but its own promise.
+    let mut claims = 0;
     world.configure_all();
-    world.run_for(timing().lease * 2);
+    for _ in 0..60 {
+        world.advance(ms(50));
+        for _ in 0..20 {
+            for id in [A, B, C] {
+                world.persist_one(id);
+            }
+            claims += check_claims(&world);
+            for link in world.links.keys().copied().collect::<Vec<_>>() {
+                world.deliver(link, 0);
+            }
+        }
+    }
+    assert!(claims > 0, "C says nothing");
     assert_eq!(world.serves(B), Some(Epoch(2)));
-    // C's tail was the longest, so it was kept and committed under B.
-    let kept = |id| world.replica(id).entries().any(|e| e.op.is_some_and(|op| op.number == 1));
-    assert!(kept(B) && kept(C));
+    let at = |id| world.replica(id).log.position(Sequence(2)).map(|at| at.epoch);
+    assert_eq!([at(A), at(B), at(C)], [Some(Epoch(2)); 3], "the tail gave way");
+}
+
+/// Counts what C acknowledges to B, none of which may be other than what B has.
+fn check_claims(world: &World) -> usize {
+    let mut claims = 0;
+    for envelope in world.links.get(&(C, B)).into_iter().flatten() {
+        let PeerMessage::Answer(ToPrimary::Appended { received, durable, .. }) = &envelope.message
+        else {
+            continue;
+        };
+        claims += 1;
+        for sequence in 1..=received.0.max(durable.0) {
+            let at = |id| world.replica(id).log.position(Sequence(sequence));
+            assert_eq!(at(B), at(C), "C acknowledges what B does not have\n{world:?}");
+        }
+    }
+    claims
 }
 
 #[test]
@@ -154,22 +192,147 @@ fn rule_6_a_read_waits_for_writes_before_it_and_not_for_later_ones() {
 
 #[test]
 fn rule_6_no_read_is_answered_without_a_lease_of_every_member() {
-    let mut world = World::serving(&[A, B, C]);
-    world.run_for(timing().renew);
-    // Nothing reaches A any more; its leases run out.
-    world.now = world.now.after(timing().lease);
-    world.request(A, 1, 1, Action::Read { extent: block() });
-    assert_eq!(world.answer(1), None);
+    for silent in [B, C] {
+        let mut world = World::serving(&[A, B, C]);
+        world.run_for(timing().renew);
+        world.request(A, 1, 1, Action::Read { extent: block() });
+        assert_eq!(world.answer(1), Some(&Answer::block(0)), "both have given one");
+        // The other one goes on giving leases while this one's runs out.
+        let others: Vec<_> = [A, B, C].into_iter().filter(|id| *id != silent).collect();
+        run_between(&mut world, &others, timing().lease);
+        assert!(world.replica(A).leases_of(&others[1..], world.now), "the other one's lease");
+        world.request(A, 2, 2, Action::Read { extent: block() });
+        assert_eq!(world.answer(2), None, "{silent} may have let go");
+        world.settle();
+        assert_eq!(world.answer(2), None, "what was lost on the way gives no lease");
+        world.run_for(timing().renew);
+        assert_eq!(world.answer(2), Some(&Answer::block(0)), "it is back");
+    }
+}
+
+/// Time passes among some copies only; the others are cut off.
+fn run_between(world: &mut World, ids: &[ReplicaId], duration: Duration) {
+    let step = ms(50);
+    for _ in 0..duration.as_millis() / step.as_millis() {
+        world.advance(step);
+        world.links.retain(|(from, to), _| ids.contains(from) && ids.contains(to));
+        world.settle_between(ids);
+        world.links.retain(|(from, to), _| ids.contains(from) && ids.contains(to));
+    }
+}
+
+impl<P: Clone> Replica<P> {
+    /// Whether it holds a lease of each of these.
+    fn leases_of(&self, granters: &[ReplicaId], now: Time) -> bool {
+        match &self.role {
+            Role::Serving(s) => s.leases.covers(granters.iter().copied(), now),
+            Role::Idle | Role::Following(_) | Role::Activating(_) => false,
+        }
+    }
 }
 
 #[test]
-fn rule_6_the_holder_deducts_the_drift_of_clocks() {
+fn rule_6_a_member_that_is_being_added_has_to_give_its_lease_too() {
+    let mut world = with_learner();
+    world.configure_all();
+    world.run_for(ms(400));
+    assert!(world.proposals.contains(&(Epoch(1), SetChange::Promote { replica: D })));
+    world.request(A, 1, 1, Action::Read { extent: block() });
+    assert_eq!(world.answer(1), Some(&Answer::block(0)));
+    run_between(&mut world, &[A, B, C], timing().lease);
+    assert!(world.replica(A).leases_of(&[B, C], world.now), "the members' leases");
+    world.request(A, 2, 2, Action::Read { extent: block() });
+    assert_eq!(
+        world.answer(2),
+        None,
+        "the epoch with D, and another primary, may be there already"
+    );
+    // Only another epoch says that D is not a member.
+    world.proposals.clear();
+    world.decide(Epoch(1), SetChange::Remove { replica: D });
+    for id in [A, B, C] {
+        world.configure(id);
+    }
+    world.settle_between(&[A, B, C]);
+    assert_eq!(world.answer(2), Some(&Answer::block(0)));
+}
+
+#[test]
+fn rule_6_the_holder_counts_from_before_it_asked_and_deducts_the_drift_of_clocks() {
     let mut world = World::serving(&[A, B, C]);
     world.advance(timing().renew);
+    let asked = world.now;
+    // The request is on its way for a while, and so is the answer.
+    world.now = asked.after(ms(200));
+    for to in [B, C] {
+        while world.deliver((A, to), 0) {}
+    }
+    let granted = world.now;
+    world.now = granted.after(ms(200));
     world.settle();
-    world.now = world.now.after(timing().lease * 96 / 100);
-    world.request(A, 1, 1, Action::Read { extent: block() });
-    assert_eq!(world.answer(1), None, "a granter with a fast clock may have let go");
+    let mut read = |number, now| {
+        world.now = now;
+        world.request(A, number, number, Action::Read { extent: block() });
+        world.answer(number).is_some()
+    };
+    let lease = timing().lease;
+    assert!(read(1, asked.after(lease * 94 / 100)), "a lease in hand");
+    assert!(!read(2, asked.after(lease * 96 / 100)), "a granter with a fast clock may have let go");
+    assert!(!read(3, granted.after(lease * 94 / 100)), "counted from the granter's answer");
+}
+
+#[test]
+fn rule_6_the_granter_counts_from_its_answer() {
+    let mut world = World::serving(&[A, B, C]);
+    world.advance(timing().renew);
+    let asked = world.now;
+    world.now = asked.after(ms(300));
+    world.settle();
+    let granted = world.now;
+    world.change_primary(B, true);
+    world.configure(B);
+    world.configure(C);
+    let mut serves_at = |now| {
+        world.now = now;
+        for id in [B, C] {
+            world.step(id, Event::Tick);
+        }
+        world.links.retain(|(from, to), _| *from != A && *to != A);
+        world.settle_between(&[B, C]);
+        world.serves(B).is_some()
+    };
+    assert!(!serves_at(asked.after(timing().lease)), "A may have got the grant late");
+    assert!(!serves_at(granted.after(timing().lease * 99 / 100)));
+    assert!(serves_at(granted.after(timing().lease)));
+}
+
+#[test]
+fn rule_6_giving_back_names_the_number_so_a_late_return_does_not_end_a_newer_lease() {
+    for (older, waits) in [(1, true), (0, false)] {
+        let mut world = World::serving(&[A, B, C]);
+        world.run_for(timing().renew);
+        let Role::Serving(serving) = &world.replica(A).role else { panic!("A leads") };
+        let number = serving.leases.last_number();
+        assert!(number > 1, "leases were asked for more than once");
+        // A is cut off. What it gave back in an earlier epoch, or gives back now, still comes.
+        world.change_primary(B, true);
+        world.links.clear();
+        if !waits {
+            // Whoever gives back its last lease has stopped answering.
+            world.crash(A);
+        }
+        for to in [B, C] {
+            let returned = FromPrimary::LeaseReturn { number: number - older }.into();
+            let (segment, epoch) = (segment(), Epoch(1));
+            let envelope = Envelope { segment, from: A, to, epoch, message: returned };
+            world.step(to, Event::Message(envelope));
+        }
+        world.configure(B);
+        world.configure(C);
+        world.settle_between(&[B, C]);
+        let serves = world.serves(B).is_some();
+        assert_eq!(serves, !waits, "{older} before the last number");
+    }
 }
 
 #[test]
@@ -262,6 +425,49 @@ fn rule_7_activation_takes_the_longest_tail() {
     let numbers: Vec<_> =
         world.replica(B).entries().filter_map(|e| e.op).map(|o| o.number).collect();
     assert_eq!(numbers, [1, 2]);
+}
+
+/// Which copy B fetches a tail from in epoch 9, if A and C say that theirs end so.
+fn fetched_from(ends: [(u64, u64); 2]) -> Option<ReplicaId> {
+    let mut world = World::serving(&[A, B, C]);
+    // No lease is in the way.
+    world.now = world.now.after(timing().lease);
+    world.commit(|r| (r.epoch, r.primary) = (Epoch(9), B));
+    world.configure(B);
+    while world.persist_one(B) {}
+    world.links.clear();
+    for (from, (epoch, sequence)) in [A, C].into_iter().zip(ends) {
+        let last = Position { epoch: Epoch(epoch), sequence: Sequence(sequence) };
+        let message = ToPrimary::Answer { last, commit: Sequence(1) }.into();
+        let (segment, epoch) = (segment(), Epoch(9));
+        let answer = Envelope { segment, from, to: B, epoch, message };
+        world.step(B, Event::Message(answer));
+    }
+    let fetches = |queue: &std::collections::VecDeque<Envelope<_>>| {
+        queue.iter().any(|e| matches!(e.message, PeerMessage::Primary(FromPrimary::Fetch { .. })))
+    };
+    let asked = world.links.iter().filter(|(_, queue)| fetches(queue));
+    let asked: Vec<_> = asked.map(|((_, to), _)| *to).collect();
+    assert!(asked.len() <= 1, "{asked:?}");
+    let settles = matches!(world.replica(B).role, Role::Serving(_));
+    assert_eq!(settles, asked.is_empty(), "{ends:?}");
+    asked.first().copied()
+}
+
+#[test]
+fn rule_7_tails_are_compared_by_the_epoch_of_the_last_entry_and_then_by_sequence() {
+    for (ends, expected) in [
+        ([(1, 5), (2, 3)], Some(C)),
+        ([(2, 3), (1, 5)], Some(A)),
+        ([(2, 3), (2, 4)], Some(C)),
+        ([(2, 4), (2, 3)], Some(A)),
+        ([(1, 1), (1, 2)], Some(C)),
+        // Its own ends at (1, 1).
+        ([(1, 1), (1, 1)], None),
+        ([(0, 7), (1, 1)], None),
+    ] {
+        assert_eq!(fetched_from(ends), expected, "{ends:?}");
+    }
 }
 
 #[test]
@@ -408,26 +614,70 @@ fn rule_9_a_retry_at_the_next_primary_is_applied_once() {
 #[test]
 fn rule_9_numbers_below_the_lowest_open_one_are_refused_as_old() {
     let mut world = World::serving(&[A, B, C]);
-    world.write(A, 1, 1);
-    world.settle();
-    let mut entry = world.replica(A).entries().last().expect("written").clone();
-    entry.lowest_open = 9;
-    let mut table = World::table(world.applied_of(A));
-    table.take(&entry);
-    let old = tidewater_proto::ids::OpId { number: 8, ..entry.op.expect("a client's") };
-    assert_eq!(table.seen(old), crate::replica::applied::Seen::Forgotten);
+    let ask = |world: &mut World, to, id, number: u64, lowest_open| {
+        let action = Action::Write { extent: block(), data: number as u32 };
+        let op = OpId { session: SessionId(7), number };
+        let (epoch, token) = (world.record().epoch, world.record().token);
+        let request = Request { segment: segment(), epoch, token, op, lowest_open, action };
+        world.step(to, Event::Request { id: RequestId(id), request, fresh: vec![0] });
+        world.settle();
+        world.answer(id).cloned()
+    };
+    let written = |world: &World, to| {
+        world.replica(to).entries().filter_map(|e| e.op).map(|op| op.number).collect::<Vec<_>>()
+    };
+    let old = Some(Answer::Refused(Refused::Old));
+    assert!(matches!(ask(&mut world, A, 1, 1, 1), Some(Answer::Done(_))));
+    assert!(matches!(ask(&mut world, A, 2, 9, 9), Some(Answer::Done(_))));
+    // The first is forgotten, and 8 was never there: of neither can be said that it was not applied.
+    assert_eq!(ask(&mut world, A, 3, 1, 9), old);
+    assert_eq!(ask(&mut world, A, 4, 8, 9), old);
+    assert!(matches!(ask(&mut world, A, 5, 9, 9), Some(Answer::Done(_))), "9 is a duplicate");
+    assert_eq!(written(&world, A), [1, 9], "what is old is not written again");
+    // The table is the log's, so the next primary refuses the same.
+    world.crash(A);
+    world.change_primary(B, true);
+    world.configure_all();
+    world.run_for(timing().lease * 2);
+    assert_eq!(ask(&mut world, B, 6, 8, 9), old);
+    assert_eq!(written(&world, B), [1, 9]);
+    // Another session's numbers are its own.
+    let other = OpId { session: SessionId(8), number: 1 };
+    assert_eq!(World::table(world.applied_of(B)).seen(other), crate::replica::applied::Seen::New);
 }
 
 #[test]
 fn rule_10_a_wrong_epoch_is_answered_with_the_way() {
     let mut world = World::serving(&[A, B, C]);
-    world.change_primary(B, false);
+    let token = world.record().token;
+    let refusal = |world: &World, by| {
+        let mut replica = world.replica(by).clone();
+        let (op, action) =
+            (OpId { session: SessionId(7), number: 1 }, Action::Read { extent: block() });
+        let (segment, lowest_open) = (segment(), 1);
+        let request = Request { segment, epoch: Epoch(1), token, op, lowest_open, action };
+        let mut out = Vec::new();
+        replica.step(
+            world.now,
+            Event::Request { id: RequestId(1), request, fresh: vec![] },
+            &mut out,
+        );
+        match out.as_slice() {
+            [Effect::Reply(RequestId(1), Reply::Refused(refusal))] => refusal.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    world.change_primary(B, true);
+    assert_eq!(refusal(&world, C), Refusal::NotPrimary, "C has not heard of it");
     world.configure_all();
     world.settle();
-    let token = world.record().token;
-    let write = Action::Write { extent: block(), data: 1 };
-    world.request_as(A, 1, 1, Epoch(1), token, write);
-    assert_eq!(world.answer(1), Some(&Answer::Refused(Refused::WrongEpoch)));
+    let way = Route::from(world.record());
+    assert_eq!((way.epoch, way.primary.0), (Epoch(2), B.0), "of the epoch that B leads");
+    assert_eq!(way.servers, [ServerId(2), ServerId(3)]);
+    // The old primary, which has left, and a member that follows.
+    for by in [A, C] {
+        assert_eq!(refusal(&world, by), Refusal::WrongEpoch(way.clone()), "{by}");
+    }
 }
 
 #[test]
