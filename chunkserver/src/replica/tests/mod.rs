@@ -7,4 +7,6 @@ mod model;
 mod rules;
 mod space;
 mod store;
+mod together;
+mod walk;
 mod world;

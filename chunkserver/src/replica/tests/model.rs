@@ -12,7 +12,7 @@ use std::{
 use proptest::{prelude::*, test_runner::TestRunner};
 use tidewater_proto::{
     geometry::{CHUNK_BYTES, Extent, SECTOR_BYTES},
-    ids::{OpId, ReplicaId, ServerId, SessionId},
+    ids::{OpId, ReplicaId, ServerId, SessionId, Token},
     peer::{Action, Request},
     record::Member,
 };
@@ -63,6 +63,8 @@ enum Op {
     Learn(u8),
     /// A copy hears of the record.
     Tell(u8),
+    /// The volume is attached anew: who held it before has an older token from now on.
+    Attach,
     /// Time passes.
     Pass { ms: u16 },
     /// What a copy has applied goes to its slots.
@@ -103,6 +105,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => Just(Op::Decide),
         2 => any::<u8>().prop_map(Op::Learn),
         4 => any::<u8>().prop_map(Op::Tell),
+        1 => Just(Op::Attach),
         3 => (1..700_u16).prop_map(|ms| Op::Pass { ms }),
         3 => any::<u8>().prop_map(Op::Destage),
         4 => Just(Op::Turn),
@@ -275,7 +278,11 @@ impl Run {
         let id = self.model.next();
         let fresh = self.world.fresh_chunks(to, &action);
         let (epoch, token) = (self.world.record().epoch, self.world.record().token);
-        let op = OpId { session: SessionId(7), number };
+        // Every fourth request is of one who has not heard of the last attach.
+        let older = number.is_multiple_of(4);
+        let token = if older { Token((token.0 - 1).max(1)) } else { token };
+        let session = SessionId(7 + u64::from(older));
+        let op = OpId { session, number };
         let request = Request { segment: segment(), epoch, token, op, lowest_open: 1, action };
         if let Some(write) = self.model.writes.get_mut(&number) {
             write.open.insert(id);
@@ -402,6 +409,7 @@ impl Run {
             Op::Restart(id) => self.restart(pick(&ALL, id).expect("four")),
             Op::Lead { to, leaves } => self.lead(to, leaves),
             Op::Decide => self.world.decide_all(),
+            Op::Attach => self.world.commit(|r| r.token = Token(r.token.0 + 1)),
             Op::Learn(id) => self.learn(pick(&ALL, id).expect("four")),
             Op::Tell(id) => {
                 let id = pick(&ALL, id).expect("four");
@@ -535,6 +543,8 @@ struct Tally {
     epochs: u64,
     images: usize,
     refused: usize,
+    /// Attaches that have returned.
+    fenced: u64,
 }
 
 fn run(ops: &[Op]) -> Tally {
@@ -552,6 +562,7 @@ fn run(ops: &[Op]) -> Tally {
         reads: answers(|answer| matches!(answer, Answer::Read(_))),
         refused: answers(|answer| matches!(answer, Answer::Refused(_))),
         epochs: run.world.record().epoch.0,
+        fenced: run.world.fence.token.0,
         images: run.world.images(),
     }
 }
@@ -569,14 +580,17 @@ fn clients_read_what_the_model_allows_through_every_random_history() {
         sum.refused += one.refused;
         sum.epochs += one.epochs;
         sum.images += one.images;
+        sum.fenced += one.fenced;
         Ok(())
     });
     result.unwrap_or_else(|failure| panic!("{failure}\n{runner}"));
-    let Tally { acked, reads, refused, epochs, images } = sum.into_inner();
+    let Tally { acked, reads, refused, epochs, images, fenced } = sum.into_inner();
     println!(
-        "{acked} acknowledged, {reads} reads, {refused} refused, {epochs} epochs, {images} images"
+        "{acked} acknowledged, {reads} reads, {refused} refused, {epochs} epochs, {images} images, \
+         {fenced} attaches"
     );
     let cases = CASES as usize;
     assert!(acked > 4 * cases && reads > 2 * cases && refused > cases, "clients get nowhere");
     assert!(epochs > 3 * u64::from(CASES) && images > cases, "too little happens to the copies");
+    assert!(fenced > u64::from(CASES), "nobody is fenced off");
 }

@@ -43,8 +43,9 @@ pub(super) struct World {
     pub(super) replies: Vec<(RequestId, Answer)>,
     pub(super) proposals: Vec<(Epoch, SetChange)>,
     pub(super) active: Vec<(ReplicaId, Epoch, Token)>,
-    /// Exclusive attachments that have returned, by token.
-    pub(super) fenced: Token,
+    pub(super) fence: Fence,
+    /// What is due, in the order in which it came about, if that is wanted.
+    pub(super) due: Option<VecDeque<Due>>,
     /// Primaries that wait to send something bulky, and to whom.
     pub(super) turns: VecDeque<(ReplicaId, ReplicaId)>,
     /// Chunks that are being read for learners.
@@ -55,6 +56,24 @@ pub(super) struct World {
     pub(super) unreadable: Vec<u32>,
     /// Contents of the chunks that were read for learners; an image on its way is a place here.
     images: Vec<BTreeMap<u32, Value>>,
+}
+
+/// An exclusive attachment that has returned: no write with an older token is committed behind `upto`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Fence {
+    pub(super) token: Token,
+    upto: Sequence,
+}
+
+/// Something that will happen by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Due {
+    /// All that a disk was asked for becomes durable.
+    Disk(ReplicaId),
+    /// The oldest message of a link arrives.
+    Message((ReplicaId, ReplicaId)),
+    /// A copy hears of the record.
+    Record(ReplicaId),
 }
 
 /// A chunk as a primary read it.
@@ -145,7 +164,7 @@ impl fmt::Debug for World {
             let messages: Vec<_> = queue.iter().map(|envelope| &envelope.message).collect();
             writeln!(f, "{from} to {to}: {messages:?}")?;
         }
-        write!(f, "proposed {:?}", self.proposals)
+        write!(f, "proposed {:?}, fenced {:?}", self.proposals, self.fence)
     }
 }
 
@@ -198,7 +217,8 @@ impl World {
             replies: Vec::new(),
             proposals: Vec::new(),
             active: Vec::new(),
-            fenced: Token(0),
+            fence: Fence::default(),
+            due: None,
             turns: VecDeque::new(),
             reads: VecDeque::new(),
             holds_turns: false,
@@ -271,6 +291,12 @@ impl World {
         node.disk.queued.clear();
         self.reads.retain(|read| read.by != id);
         self.links.retain(|(from, to), _| *from != id && *to != id);
+        if let Some(due) = &mut self.due {
+            due.retain(|due| match *due {
+                Due::Disk(of) | Due::Record(of) => of != id,
+                Due::Message((from, to)) => from != id && to != id,
+            });
+        }
     }
 
     pub(super) fn restart(&mut self, id: ReplicaId) {
@@ -300,11 +326,18 @@ impl World {
     fn effect(&mut self, id: ReplicaId, effect: Effect<Value>) {
         let node = self.nodes.get_mut(&id).expect("known");
         match effect {
-            Effect::Persist(record) => node.disk.queued.push_back(record),
+            Effect::Persist(record) => {
+                node.disk.queued.push_back(record);
+                if let Some(due) = self.due.as_mut().filter(|due| !due.contains(&Due::Disk(id))) {
+                    due.push_back(Due::Disk(id));
+                }
+            }
             Effect::Send(envelope) => {
                 let up = self.nodes.get(&envelope.to).is_some_and(|n| n.replica.is_some());
                 if up {
-                    self.links.entry((id, envelope.to)).or_default().push_back(envelope);
+                    let link = (id, envelope.to);
+                    self.links.entry(link).or_default().push_back(envelope);
+                    self.due.iter_mut().for_each(|due| due.push_back(Due::Message(link)));
                 }
             }
             Effect::Apply(entry) => node.shelf.apply(&entry),
@@ -323,7 +356,7 @@ impl World {
                     self.proposals.push((epoch, change));
                 }
             }
-            Effect::Active { epoch, token } => self.active.push((id, epoch, token)),
+            Effect::Active { epoch, token } => self.reported_active(id, epoch, token),
             Effect::PlanCopy { learner } => {
                 let chunks = node.shelf.table();
                 self.step(id, Event::CopyPlan { learner, chunks });
@@ -371,6 +404,16 @@ impl World {
         let ChunkRead { by, learner, chunk, changed, image } = read;
         self.step(by, Event::CopyRead { learner, chunk, changed, image });
         true
+    }
+
+    /// Raft takes the report if it is of the current epoch's primary; with it an attachment returns.
+    fn reported_active(&mut self, id: ReplicaId, epoch: Epoch, token: Token) {
+        self.active.push((id, epoch, token));
+        let record = &self.record.0;
+        let current = (record.primary, record.epoch, record.token) == (id, epoch, token);
+        if current && token > self.fence.token {
+            self.fence = Fence { token, upto: self.replica(id).commit_point() };
+        }
     }
 
     fn replied(&mut self, request: RequestId, reply: &Reply) {
@@ -537,6 +580,17 @@ impl World {
         action: Action<Value>,
     ) {
         let op = OpId { session: SessionId(7), number };
+        self.request_op(to, id, op, (epoch, token), action);
+    }
+
+    pub(super) fn request_op(
+        &mut self,
+        to: ReplicaId,
+        id: u64,
+        op: OpId,
+        (epoch, token): (Epoch, Token),
+        action: Action<Value>,
+    ) {
         let request = Request { segment: segment(), epoch, token, op, lowest_open: 1, action };
         let fresh = self.fresh_chunks(to, &request.action);
         self.step(to, Event::Request { id: RequestId(id), request, fresh });
@@ -613,6 +667,48 @@ impl World {
         self.configure_all();
     }
 
+    // ---------- what is due, in order ----------
+
+    /// Everybody who runs is to hear of the record, `first` before the others.
+    pub(super) fn tell_in_order(&mut self, first: ReplicaId) {
+        let others = self.nodes.keys().copied().filter(|id| *id != first);
+        let told: Vec<_> = std::iter::once(first).chain(others).collect();
+        let Some(due) = &mut self.due else { return };
+        due.retain(|due| !matches!(due, Due::Record(_)));
+        due.extend(told.into_iter().map(Due::Record));
+    }
+
+    /// Takes what is due next out of the order; a message is given with it.
+    pub(super) fn take_due(&mut self) -> Option<(Due, Option<Envelope<Value>>)> {
+        let due = self.due.as_mut()?.pop_front()?;
+        let Due::Message(link) = due else { return Some((due, None)) };
+        let queue = self.links.get_mut(&link)?;
+        let envelope = queue.pop_front();
+        if queue.is_empty() {
+            self.links.remove(&link);
+        }
+        Some((due, envelope))
+    }
+
+    /// What was due happens.
+    pub(super) fn happen(&mut self, due: Due, envelope: Option<Envelope<Value>>) {
+        match (due, envelope) {
+            (Due::Disk(id), _) => while self.persist_one(id) {},
+            (Due::Record(id), _) => self.configure(id),
+            (Due::Message((_, to)), Some(envelope)) => self.step(to, Event::Message(envelope)),
+            (Due::Message(_), None) => panic!("a message is due that is not there"),
+        }
+    }
+
+    /// Forgets what has no influence on what comes.
+    pub(super) fn forget_answers(&mut self) {
+        self.acked.sort_unstable();
+        self.acked.dedup();
+        self.replies.clear();
+        self.active.clear();
+        self.proposals.clear();
+    }
+
     // ---------- what must hold ----------
 
     /// INV-EPOCH, INV-LOG, INV-ACK and INV-LIN in this state.
@@ -680,14 +776,15 @@ impl World {
         }
     }
 
-    /// INV-FENCE: nothing with an older token is in a log behind the place where the token was active.
+    /// INV-FENCE: once an exclusive attach has returned, nothing with an older token is applied.
     fn check_fence(&self) {
-        for node in self.nodes.values() {
+        let Fence { token, upto } = self.fence;
+        for (id, node) in &self.nodes {
             let Some(replica) = &node.replica else { continue };
-            let mut highest = Token(0);
-            for entry in replica.log.above(Sequence(0)) {
-                assert!(entry.token >= highest, "INV-FENCE: {entry:?}\n{self:?}");
-                highest = highest.max(entry.token);
+            let applied = |at: &Position| at.sequence <= replica.commit;
+            for entry in replica.log.above(upto).take_while(|e| applied(&e.position)) {
+                let fenced = entry.token >= token;
+                assert!(fenced, "INV-FENCE: {id} applies {entry:?} behind {upto}\n{self:?}");
             }
         }
     }
