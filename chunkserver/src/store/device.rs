@@ -306,3 +306,97 @@ fn check_header(file: &dyn DiskFile, spec: &DeviceSpec<'_>) -> Result<(), Device
     file.write_at(0, &found)?;
     Ok(file.sync()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::disk::{SimClock, SimDisk};
+
+    const PIECE: usize = 64 << 10;
+    const MIB: u64 = 1 << 20;
+    /// What an idle device may save up, and the rounding of one operation.
+    const SAVED: Duration = Duration::from_millis(51);
+
+    fn device(limits: Limits) -> Device {
+        let disk = SimDisk::new(&SimClock::new(1), "limited");
+        let used = BTreeSet::new();
+        let spec = DeviceSpec {
+            name: "d",
+            tier: Tier::Hdd,
+            id: 1,
+            store: [1; 16],
+            capacity_bytes: 8 * CHUNK_BYTES,
+            limits,
+            used: &used,
+        };
+        Device::open(&disk, &spec).expect("opens")
+    }
+
+    fn write(device: &Device, slot: u32, at: usize) {
+        let mut piece = AlignedBuf::zeroed(PIECE);
+        piece.fill(7);
+        let piece = piece.freeze();
+        let parts: &[(u32, u64, &[Bytes])] = &[(slot, at as u64, &[piece])];
+        device.write(parts).expect("written");
+    }
+
+    fn read(device: &Device, slot: u32) {
+        let mut back = AlignedBuf::zeroed(PIECE);
+        device.read(slot, 0, &mut back).expect("read");
+        assert!(back.iter().all(|byte| *byte == 7));
+    }
+
+    /// How long `operations` of each kind take, by as many threads as there are kinds.
+    fn took(limits: Limits, operations: usize) -> Duration {
+        let device = device(limits);
+        let [slot, other] = [0; 2].map(|_| device.allocate().expect("room"));
+        write(&device, other, 0);
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| (0..operations).for_each(|_| read(&device, other)));
+            scope.spawn(|| (0..operations).for_each(|n| write(&device, slot, n % 16 * PIECE)));
+            scope.spawn(|| (0..operations).for_each(|_| device.sync().expect("durable")));
+        });
+        begun.elapsed()
+    }
+
+    // Bounds from below alone: a machine may be as slow as it likes.
+
+    #[test]
+    fn reads_writes_and_syncs_together_are_no_more_than_the_operations_it_may_do() {
+        let limits = Limits { iops: Some(200), ..Limits::default() };
+        let took = took(limits, 20);
+        let least = Duration::from_millis(3 * 20 * 1_000 / 200) - SAVED;
+        assert!(took >= least, "60 operations at 200 a second took {took:?}, less than {least:?}");
+    }
+
+    #[test]
+    fn what_is_read_and_written_is_no_more_than_the_bytes_it_may_move() {
+        let limits = Limits { bytes_per_second: Some(8 * MIB), ..Limits::default() };
+        let took = took(limits, 20);
+        let bytes = 2 * 20 * PIECE as u64;
+        let least = Duration::from_millis(bytes * 1_000 / (8 * MIB)) - SAVED;
+        assert!(took >= least, "{bytes} bytes at 8 MiB/s took {took:?}, less than {least:?}");
+    }
+
+    #[test]
+    fn every_operation_takes_the_added_latency() {
+        let latency = Duration::from_millis(10);
+        let took = took(Limits { latency, ..Limits::default() }, 20);
+        assert!(took >= 20 * latency, "20 operations one after the other took {took:?}");
+    }
+
+    #[test]
+    fn nothing_is_read_past_the_limits() {
+        let limits = [
+            Limits { iops: Some(1), ..Limits::default() },
+            Limits { bytes_per_second: Some(1), ..Limits::default() },
+            Limits { latency: Duration::from_millis(1), ..Limits::default() },
+        ];
+        for limits in limits {
+            let device = device(limits);
+            assert!(!device.is_unlimited() && device.direct(0).is_none(), "{limits:?}");
+        }
+        assert!(device(Limits::default()).is_unlimited());
+    }
+}

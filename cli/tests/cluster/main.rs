@@ -9,6 +9,7 @@ mod fencing;
 mod fio;
 mod full;
 mod image;
+mod limited;
 mod markdown;
 mod mounted;
 mod observe;
