@@ -5,6 +5,7 @@ mod binary;
 mod crash;
 mod demo;
 mod durability;
+mod factors;
 mod fencing;
 mod fio;
 mod full;
