@@ -2,6 +2,7 @@
 
 #[path = "../cli/run.rs"]
 mod binary;
+mod catchup;
 mod crash;
 mod demo;
 mod durability;

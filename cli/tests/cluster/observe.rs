@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tidewater_cli::cluster::{Seat, wait_until};
+use tidewater_cli::cluster::{Cluster, Seat, wait_until};
 use tidewater_proto::rpc;
 
 use crate::scene::{Scene, four_servers};
@@ -20,6 +20,20 @@ fn get(address: SocketAddr, path: &str) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer to its end");
     text
+}
+
+/// A figure without labels, as a process of the cluster shows it.
+pub(crate) fn metric(cluster: &Cluster, seat: Seat, name: &str) -> f64 {
+    let named = |text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse().ok())
+    };
+    // The port answers before the process serves, with less.
+    let shown = wait_until(name, ANSWER_LIMIT, || {
+        let text = get(cluster.metrics_address(seat), "/metrics");
+        named(&text).ok_or(text)
+    });
+    shown.unwrap_or_else(|error| panic!("{seat}: {error}"))
 }
 
 fn start() -> Scene {
