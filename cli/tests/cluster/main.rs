@@ -5,6 +5,7 @@ mod binary;
 mod catchup;
 mod crash;
 mod demo;
+mod deposed;
 mod durability;
 mod factors;
 mod fencing;
