@@ -29,6 +29,10 @@
 //! # }
 //! ```
 
+// The fake cluster of `tests/` is used by the session's own tests, too.
+#[cfg(test)]
+extern crate self as tidewater_client;
+
 pub mod blocking;
 mod cluster;
 pub mod device;

@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use rand::Rng as _;
+use rand::RngCore;
 use tidewater_proto::{
     ids::{SessionId, Token, VolumeId},
-    meta_client::{MetaClient, MetaCode, MetaError, Patience},
+    meta_client::{MetaCode, MetaError},
     record::Durability,
     rpc,
 };
@@ -20,7 +20,14 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{links::Links, map::Map, tries::Tries, window::Window};
+use super::{
+    dial::Dial,
+    links::Links,
+    map::Map,
+    outside::{Control, Outside},
+    tries::Tries,
+    window::Window,
+};
 use crate::{
     device::DeviceInfo,
     error::BlockError,
@@ -29,14 +36,6 @@ use crate::{
     stats::VolumeStats,
 };
 
-/// Short calls.
-const CALL: Patience = Patience { per_try: Duration::from_secs(2), total: Duration::from_secs(10) };
-/// Attaching waits until every primary has acknowledged the token; dead ones are replaced first.
-const ATTACH: Patience =
-    Patience { per_try: Duration::from_secs(15), total: Duration::from_mins(1) };
-/// Finding out about a token is repeated by the retry core.
-const CHECK: Patience =
-    Patience { per_try: Duration::from_millis(500), total: Duration::from_secs(1) };
 /// How often tries are looked at for being late.
 const TICK: Duration = Duration::from_millis(50);
 /// Ticks until a try is late.
@@ -80,7 +79,7 @@ pub enum CloseError {
 }
 
 /// State of one attachment.
-pub(crate) struct Session {
+pub(crate) struct Session<D: Dial> {
     pub(crate) id: SessionId,
     pub(crate) volume: VolumeId,
     read_only: bool,
@@ -90,9 +89,11 @@ pub(crate) struct Session {
     pub(crate) token: Cell<Token>,
     /// The attachment is gone: everything fails at once.
     pub(crate) fenced: Cell<bool>,
-    pub(crate) meta: Rc<MetaClient>,
+    control: Rc<dyn Control>,
+    /// For pauses before a request is sent again.
+    pub(crate) random: RefCell<Box<dyn RngCore>>,
     pub(crate) map: Rc<Map>,
-    pub(crate) links: Rc<Links>,
+    pub(crate) links: Rc<Links<D>>,
     pub(crate) tries: Rc<Tries>,
     pub(crate) window: RefCell<Window>,
     pub(crate) window_moved: Notify,
@@ -102,73 +103,46 @@ pub(crate) struct Session {
     background: [AbortHandle; 2],
 }
 
-impl Session {
+impl<D: Dial> Session<D> {
     /// Attaches. Must run in a `LocalSet`.
     pub(crate) async fn open(
-        endpoints: &[String],
+        mut outside: Outside<D>,
         volume: &str,
         options: &Open,
         stats: Arc<VolumeStats>,
     ) -> Result<Rc<Self>, OpenError> {
         let failed = |source| OpenError::Meta { volume: volume.to_owned(), source };
         let lacks = |what| OpenError::Malformed { volume: volume.to_owned(), what };
-        let meta = Rc::new(MetaClient::new(endpoints).map_err(failed)?);
-        let status = meta
-            .call(CALL, |mut meta| async move { meta.status(rpc::StatusRequest {}).await })
-            .await
-            .map_err(failed)?;
-        let request =
-            options.attach_request(volume, format!("{:032x}", rand::rng().random::<u128>()));
-        let reply = meta
-            .call(ATTACH, |mut meta| {
-                let request = request.clone();
-                async move { meta.attach(request).await }
-            })
-            .await
-            .map_err(failed)?;
+        let status = outside.control.status().await.map_err(failed)?;
+        let request = options.attach_request(volume, outside.request_name());
+        let reply = outside.control.attach(request).await.map_err(failed)?;
         let attachment = reply.attachment.ok_or_else(|| lacks("the attachment"))?;
         let record = reply.volume.ok_or_else(|| lacks("the volume"))?;
         if record.segment_bytes == 0 {
             return Err(lacks("the size of a segment"));
         }
         let session = SessionId(attachment.session);
-        let map = Map::new(VolumeId(record.id), session, Rc::clone(&meta), record.size_bytes);
+        let Outside { dial, control, random, boot_time } = outside;
+        let volume = VolumeId(record.id);
+        let map = Map::new(volume, session, Rc::clone(&control), boot_time, record.size_bytes);
         map.take(&reply.segments, &reply.servers);
-        Ok(Self::start(status.cluster, &attachment, &record, options, meta, map, stats))
-    }
-
-    fn start(
-        cluster: String,
-        attachment: &rpc::Attachment,
-        record: &rpc::Volume,
-        options: &Open,
-        meta: Rc<MetaClient>,
-        map: Map,
-        stats: Arc<VolumeStats>,
-    ) -> Rc<Self> {
-        let hello = rpc::HelloClient {
-            session: attachment.session,
-            volume: record.id,
-            program: options.program.clone(),
-            instance: options.instance.clone(),
-            host: options.host.clone(),
-            topology: Some(options.topology.clone()),
-        };
+        let hello = hello(&attachment, &record, options);
         let tries = Rc::new(Tries::default());
-        let links = Rc::new(Links::new(cluster, hello, Rc::clone(&tries)));
-        let map = Rc::new(map);
+        let links = Links::new(dial, status.cluster, hello, Rc::clone(&tries));
+        let (links, map) = (Rc::new(links), Rc::new(map));
         let ticker = spawn_local(tick(Rc::clone(&tries), Rc::clone(&links))).abort_handle();
         let follower = spawn_local(Rc::clone(&map).follow()).abort_handle();
-        Rc::new(Self {
-            id: SessionId(attachment.session),
-            volume: VolumeId(record.id),
+        Ok(Rc::new(Self {
+            id: session,
+            volume,
             read_only: options.mode == Mode::ReadOnly,
             segment_bytes: record.segment_bytes,
             durability: record.durability().into(),
             io_timeout: options.io_timeout,
             token: Cell::new(Token(attachment.token)),
             fenced: Cell::new(false),
-            meta,
+            control,
+            random: RefCell::new(random),
             map,
             links,
             tries,
@@ -177,7 +151,7 @@ impl Session {
             slots: Arc::new(Semaphore::new(options.queue_depth)),
             stats,
             background: [ticker, follower],
-        })
+        }))
     }
 
     /// The volume as it is now known.
@@ -196,11 +170,7 @@ impl Session {
             return Event::TokenRaised;
         }
         let request = rpc::AttachmentRequest { session: self.id.0 };
-        let found = self
-            .meta
-            .call(CHECK, |mut meta| async move { meta.get_attachment(request).await })
-            .await;
-        match found {
+        match self.control.attachment(request).await {
             Ok(attachment) if Token(attachment.token) >= wanted => {
                 self.token.set(self.token.get().max(Token(attachment.token)));
                 Event::TokenRaised
@@ -223,16 +193,26 @@ impl Session {
             return Ok(());
         }
         let request = rpc::DetachRequest { session: self.id.0, force: false };
-        let reply =
-            self.meta.call(CALL, |mut meta| async move { meta.detach(request).await }).await;
-        match reply {
+        match self.control.detach(request).await {
             Err(error) if error.code != MetaCode::NotFound => Err(error),
             Ok(_) | Err(_) => Ok(()),
         }
     }
 }
 
-async fn tick(tries: Rc<Tries>, links: Rc<Links>) {
+/// What servers are told of a client when it connects.
+fn hello(attachment: &rpc::Attachment, record: &rpc::Volume, options: &Open) -> rpc::HelloClient {
+    rpc::HelloClient {
+        session: attachment.session,
+        volume: record.id,
+        program: options.program.clone(),
+        instance: options.instance.clone(),
+        host: options.host.clone(),
+        topology: Some(options.topology.clone()),
+    }
+}
+
+async fn tick<D: Dial>(tries: Rc<Tries>, links: Rc<Links<D>>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for tick in 0_u64.. {

@@ -8,26 +8,19 @@ use std::{
     time::Duration,
 };
 
-use tidewater_proto::{
-    frame::Frame,
-    header::VERSION,
-    ids::ServerId,
-    link::{self, FrameSender, LinkError},
-    rpc,
-};
+use tidewater_proto::{frame::Frame, header::VERSION, ids::ServerId, link::LinkError, rpc};
 use tokio::{
-    net::{TcpStream, tcp::OwnedReadHalf},
     sync::Notify,
     task::{AbortHandle, spawn_local},
     time::timeout,
 };
 
 use super::{
-    inlet::Inlet,
+    dial::{Dial, FrameSink as _, FrameSource as _},
     tries::{LinkId, Tries},
 };
 
-/// Time for a TCP connection and the exchange of hellos.
+/// Time for a connection and the exchange of hellos.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A shard of a server.
@@ -39,8 +32,6 @@ enum ConnectError {
     #[error("no connection in time")]
     TimedOut(#[from] tokio::time::error::Elapsed),
     #[error(transparent)]
-    Io(#[from] std::io::Error),
-    #[error(transparent)]
     Link(#[from] LinkError),
     #[error("the server closed the connection without a welcome")]
     NoWelcome,
@@ -50,49 +41,56 @@ enum ConnectError {
     Refused { reason: String },
 }
 
-enum State {
+/// `S` is the sending end.
+enum State<S> {
     Down,
     Connecting,
-    Up(Up),
+    Up(Up<S>),
 }
 
 #[derive(Clone)]
-struct Up {
+struct Up<S> {
     id: LinkId,
-    sender: FrameSender,
-    tasks: [AbortHandle; 2],
+    sender: S,
+    receiving: AbortHandle,
     /// Frames received, as a sign of life.
     heard: Rc<Cell<u64>>,
     /// Frames heard, and the tick, when a try first timed out with nothing heard since.
     silent_since: Rc<Cell<Option<(u64, u64)>>>,
 }
 
-struct Link {
-    state: RefCell<State>,
+struct Link<S> {
+    state: RefCell<State<S>>,
     changed: Notify,
 }
 
 /// All connections of a session.
-pub(crate) struct Links {
+pub(crate) struct Links<D: Dial> {
+    dial: D,
     hello: rpc::Hello,
     tries: Rc<Tries>,
-    table: RefCell<BTreeMap<ShardKey, Rc<Link>>>,
+    table: RefCell<BTreeMap<ShardKey, Rc<Link<D::Sender>>>>,
     next_id: Cell<LinkId>,
 }
 
-impl Links {
-    pub(crate) fn new(cluster: String, client: rpc::HelloClient, tries: Rc<Tries>) -> Self {
+impl<D: Dial> Links<D> {
+    pub(crate) fn new(
+        dial: D,
+        cluster: String,
+        client: rpc::HelloClient,
+        tries: Rc<Tries>,
+    ) -> Self {
         let hello = rpc::Hello {
             version: VERSION.into(),
             features: 0,
             cluster,
             who: Some(rpc::hello::Who::Client(client)),
         };
-        Self { hello, tries, table: RefCell::default(), next_id: Cell::new(1) }
+        Self { dial, hello, tries, table: RefCell::default(), next_id: Cell::new(1) }
     }
 
     /// The connection to a shard that is up.
-    pub(crate) fn up(&self, key: ShardKey) -> Option<(LinkId, FrameSender)> {
+    pub(crate) fn up(&self, key: ShardKey) -> Option<(LinkId, D::Sender)> {
         self.table.borrow().get(&key)?.up()
     }
 
@@ -101,7 +99,7 @@ impl Links {
         self: &Rc<Self>,
         key: ShardKey,
         address: SocketAddr,
-    ) -> Option<(LinkId, FrameSender)> {
+    ) -> Option<(LinkId, D::Sender)> {
         let link = Rc::clone(self.table.borrow_mut().entry(key).or_insert_with(|| {
             Rc::new(Link { state: RefCell::new(State::Down), changed: Notify::new() })
         }));
@@ -116,13 +114,13 @@ impl Links {
         link.up()
     }
 
-    fn start(self: &Rc<Self>, link: &Rc<Link>, key: ShardKey, address: SocketAddr) {
+    fn start(self: &Rc<Self>, link: &Rc<Link<D::Sender>>, key: ShardKey, address: SocketAddr) {
         *link.state.borrow_mut() = State::Connecting;
         let (links, link) = (Rc::clone(self), Rc::clone(link));
         spawn_local(async move {
             let connected = timeout(CONNECT_TIMEOUT, links.connect(key.0, address)).await;
             match connected.map_err(ConnectError::from).flatten() {
-                Ok((reader, sender, writer)) => links.run(&link, key, reader, sender, writer),
+                Ok((reader, sender)) => links.run(&link, key, reader, sender),
                 Err(error) => {
                     tracing::debug!(server = %key.0, shard = key.1, %address, %error, "connect");
                     *link.state.borrow_mut() = State::Down;
@@ -136,16 +134,8 @@ impl Links {
         &self,
         server: ServerId,
         address: SocketAddr,
-    ) -> Result<(Inlet<OwnedReadHalf>, FrameSender, AbortHandle), ConnectError> {
-        let stream = TcpStream::connect(address).await?;
-        link::tune(&stream)?;
-        let (read, write) = stream.into_split();
-        let (mut reader, (sender, writer)) = (Inlet::new(read), link::writer(write));
-        let writer = spawn_local(async move {
-            if let Err(error) = writer.run().await {
-                tracing::debug!(%server, %error, "connection lost while writing");
-            }
-        });
+    ) -> Result<(D::Reader, D::Sender), ConnectError> {
+        let (mut reader, sender) = self.dial.dial(address).await?;
         sender.send(&Frame::Hello(self.hello.clone()));
         let Some(Frame::Welcome(welcome)) = reader.next().await? else {
             return Err(ConnectError::NoWelcome);
@@ -157,17 +147,16 @@ impl Links {
         if welcome.server != server.0 {
             return Err(ConnectError::OtherServer { found: ServerId(welcome.server) });
         }
-        Ok((reader, sender, writer.abort_handle()))
+        Ok((reader, sender))
     }
 
     /// The connection is up: replies go to their tries until it fails.
     fn run(
         self: &Rc<Self>,
-        link: &Rc<Link>,
+        link: &Rc<Link<D::Sender>>,
         key: ShardKey,
-        mut reader: Inlet<OwnedReadHalf>,
-        sender: FrameSender,
-        writer: AbortHandle,
+        mut reader: D::Reader,
+        sender: D::Sender,
     ) {
         let id = self.next_id.replace(self.next_id.get() + 1);
         let heard = Rc::new(Cell::new(0));
@@ -177,16 +166,12 @@ impl Links {
             tracing::debug!(server = %key.0, shard = key.1, ?result, "connection ended");
             links.close(id);
         });
-        let tasks = [task.abort_handle(), writer];
-        let up = Up { id, sender, tasks, heard, silent_since: Rc::default() };
+        let receiving = task.abort_handle();
+        let up = Up { id, sender, receiving, heard, silent_since: Rc::default() };
         *link.state.borrow_mut() = State::Up(up);
     }
 
-    async fn receive(
-        &self,
-        reader: &mut Inlet<OwnedReadHalf>,
-        heard: &Cell<u64>,
-    ) -> Result<(), LinkError> {
+    async fn receive(&self, reader: &mut D::Reader, heard: &Cell<u64>) -> Result<(), LinkError> {
         while let Some(frame) = reader.next().await? {
             heard.set(heard.get() + 1);
             match frame {
@@ -212,9 +197,9 @@ impl Links {
             };
             *state = State::Down;
             drop(state);
-            up.sender.close();
+            up.sender.end();
             self.tries.lose(id);
-            up.tasks.iter().for_each(AbortHandle::abort);
+            up.receiving.abort();
         }
     }
 
@@ -240,7 +225,7 @@ impl Links {
     }
 }
 
-impl Up {
+impl<S> Up<S> {
     fn is_silent(&self, tick: u64, limit_ticks: u64) -> bool {
         let heard = self.heard.get();
         match self.silent_since.get() {
@@ -253,8 +238,8 @@ impl Up {
     }
 }
 
-impl Link {
-    fn up(&self) -> Option<(LinkId, FrameSender)> {
+impl<S: Clone> Link<S> {
+    fn up(&self) -> Option<(LinkId, S)> {
         match &*self.state.borrow() {
             State::Up(up) => Some((up.id, up.sender.clone())),
             State::Down | State::Connecting => None,

@@ -12,11 +12,10 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, stream};
-use rustix::time::{ClockId, clock_gettime};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tidewater_proto::{
     ids::{SegmentId, ServerId, SessionId, VolumeId},
-    meta_client::{MetaClient, MetaCode, MetaError, Patience},
+    meta_client::{MetaCode, MetaError},
     record::{Route, SegmentRecord, ServerAddress},
     rpc,
 };
@@ -25,16 +24,10 @@ use tokio::{sync::oneshot, task::spawn_local, time::sleep};
 use super::{
     absent::{Absent, BootTime},
     links::ShardKey,
+    outside::Control,
 };
 use crate::retry::Event;
 
-/// A lookup is short: with meta down, requests go on by the routes they have.
-const LOOKUP: Patience =
-    Patience { per_try: Duration::from_millis(250), total: Duration::from_millis(600) };
-/// Placing a segment takes a Raft commit, an activation, and maybe the removal of a dead server.
-const PLACE: Patience = Patience { per_try: Duration::from_secs(3), total: Duration::from_secs(5) };
-/// For a watch to begin.
-const WATCH: Patience = Patience { per_try: Duration::from_secs(2), total: Duration::from_secs(5) };
 /// Pause before a watch that ended is begun again.
 const WATCH_PAUSE: Duration = Duration::from_millis(500);
 /// Lookups in flight at once.
@@ -48,7 +41,9 @@ type LookupKey = (u32, bool);
 pub(crate) struct Map {
     volume: VolumeId,
     session: SessionId,
-    meta: Rc<MetaClient>,
+    control: Rc<dyn Control>,
+    /// Counts time asleep.
+    boot_time: Box<dyn Fn() -> BootTime>,
     /// Shared with the volume's handles.
     size_bytes: Arc<AtomicU64>,
     absent: RefCell<Absent>,
@@ -66,13 +61,15 @@ impl Map {
     pub(crate) fn new(
         volume: VolumeId,
         session: SessionId,
-        meta: Rc<MetaClient>,
+        control: Rc<dyn Control>,
+        boot_time: Box<dyn Fn() -> BootTime>,
         size_bytes: u64,
     ) -> Self {
         Self {
             volume,
             session,
-            meta,
+            control,
+            boot_time,
             size_bytes: Arc::new(AtomicU64::new(size_bytes)),
             absent: RefCell::default(),
             routes: RefCell::default(),
@@ -147,10 +144,8 @@ impl Map {
     async fn follow_once(&self, revision: &mut u64) -> Result<(), MetaError> {
         let filter = Some(rpc::watch_request::Filter::Volume(self.volume.0));
         let request = rpc::WatchRequest { from_revision: *revision, filter };
-        let watch =
-            |mut meta: rpc::meta_client::MetaClient<_>| async move { meta.watch(request).await };
-        let mut news = self.meta.call(WATCH, watch).await?;
-        while let Some(news) = news.message().await.map_err(|status| MetaError::from(&status))? {
+        let mut told = self.control.watch(request).await?;
+        while let Some(news) = told.try_next().await? {
             self.take(&news.segments, &news.servers);
             // A node that lags may tell an older size; a volume only grows.
             self.size_bytes.fetch_max(news.size_bytes, Ordering::Relaxed);
@@ -162,7 +157,7 @@ impl Map {
 
     /// Looks a segment up, by a call that begins after this one, unless a lease tells that it is absent.
     pub(crate) async fn refresh(self: &Rc<Self>, segment: u32, fresh: bool) -> Event {
-        let absent = || self.absent.borrow().contains(segment, boot_time());
+        let absent = || self.absent.borrow().contains(segment, (self.boot_time)());
         if fresh && self.route(segment).is_none() && absent() {
             return Event::Absent;
         }
@@ -202,11 +197,7 @@ impl Map {
             limit: 1,
             linearizable: false,
         };
-        let reply = self
-            .meta
-            .call(LOOKUP, |mut meta| async move { meta.list_segments(request).await })
-            .await;
-        match reply {
+        match self.control.list_segments(request).await {
             Ok(reply) => {
                 self.take(&reply.segments, &reply.servers);
                 self.found(&reply.segments, segment)
@@ -219,13 +210,8 @@ impl Map {
 
     /// From the leader, linearizably.
     async fn find(&self, segment: u32) -> Event {
-        let request = self.request(segment);
-        let asked = boot_time();
-        let found = self
-            .meta
-            .call(LOOKUP, |mut meta| async move { meta.find_segment(request).await })
-            .await;
-        let found = match found {
+        let asked = (self.boot_time)();
+        let found = match self.control.find_segment(self.request(segment)).await {
             Ok(found) => found,
             Err(error) => return map_failure(&error),
         };
@@ -272,12 +258,7 @@ impl Map {
     }
 
     async fn ensure(&self, segment: u32) -> Event {
-        let request = self.request(segment);
-        let reply = self
-            .meta
-            .call(PLACE, |mut meta| async move { meta.ensure_segment(request).await })
-            .await;
-        let placed = match reply {
+        let placed = match self.control.ensure_segment(self.request(segment)).await {
             Ok(placed) => placed,
             Err(error) => return map_failure(&error),
         };
@@ -293,12 +274,6 @@ impl Map {
         }
         self.found(&[placed], segment)
     }
-}
-
-/// Now, by `CLOCK_BOOTTIME`: a machine that was suspended must not believe in leases that ran out.
-fn boot_time() -> BootTime {
-    let now = clock_gettime(ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
 }
 
 fn answer(waiters: Vec<oneshot::Sender<Event>>, event: &Event) {

@@ -2,7 +2,6 @@
 
 use std::{rc::Rc, time::Duration};
 
-use rand::Rng as _;
 use tidewater_proto::{
     entry::Payload,
     frame::Frame,
@@ -12,7 +11,11 @@ use tidewater_proto::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{attach::Session, tries::TryEnd};
+use super::{
+    attach::Session,
+    dial::{Dial, FrameSink as _},
+    tries::TryEnd,
+};
 use crate::{
     error::{BlockError, Kind},
     retry::{Action, Class, End, Event, Retry},
@@ -28,12 +31,12 @@ pub(crate) enum PartDone {
 }
 
 /// A number of the session, open as long as this lives.
-struct Number<'a> {
-    session: &'a Session,
+struct Number<'a, D: Dial> {
+    session: &'a Session<D>,
     number: u64,
 }
 
-impl Drop for Number<'_> {
+impl<D: Dial> Drop for Number<'_, D> {
     fn drop(&mut self) {
         if self.session.window.borrow_mut().close(self.number) {
             self.session.window_moved.notify_waiters();
@@ -41,8 +44,8 @@ impl Drop for Number<'_> {
     }
 }
 
-impl Session {
-    async fn open_number(&self) -> Number<'_> {
+impl<D: Dial> Session<D> {
+    async fn open_number(&self) -> Number<'_, D> {
         loop {
             let opened = self.window.borrow_mut().open();
             if let Some(number) = opened {
@@ -83,7 +86,8 @@ impl Session {
                     return self.part_end(*end, answer, segment, extent, retry.tries());
                 }
             };
-            let jitter = if event == Event::Answered { 0 } else { rand::rng().random() };
+            let jitter =
+                if event == Event::Answered { 0 } else { self.random.borrow_mut().next_u64() };
             action = retry.step(event, jitter);
             let over = !matches!(action, Action::Finish(_)) && Instant::now() >= deadline;
             if over {

@@ -20,6 +20,8 @@ use tidewater_proto::{
 
 use super::{
     attach::{CloseError, OpenError, Session},
+    dial::{Dial, Tcp},
+    outside::Outside,
     part::PartDone,
 };
 use crate::{
@@ -38,15 +40,20 @@ const PARTS_MAX: usize = 32;
 /// do, and nobody else is given one.
 ///
 /// [`Volume`]: crate::Volume
-#[derive(Clone)]
-pub(crate) struct LocalVolume {
-    session: Rc<Session>,
+pub(crate) struct LocalVolume<D: Dial = Tcp> {
+    session: Rc<Session<D>>,
     /// Durability `flush` only: highest position acknowledged and not flushed, by segment.
     unflushed: Rc<RefCell<BTreeMap<u32, Position>>>,
 }
 
+impl<D: Dial> Clone for LocalVolume<D> {
+    fn clone(&self) -> Self {
+        Self { session: Rc::clone(&self.session), unflushed: Rc::clone(&self.unflushed) }
+    }
+}
+
 impl LocalVolume {
-    /// Attaches a volume. Must run in a `LocalSet` of a `current_thread` runtime.
+    /// Attaches a volume of the cluster at these addresses. Must run in a `LocalSet` of a `current_thread` runtime.
     ///
     /// # Errors
     ///
@@ -57,7 +64,25 @@ impl LocalVolume {
         options: &Open,
         stats: Arc<VolumeStats>,
     ) -> Result<Self, OpenError> {
-        let session = Session::open(endpoints, volume, options, stats).await?;
+        let outside = Outside::real(endpoints)
+            .map_err(|source| OpenError::Meta { volume: volume.to_owned(), source })?;
+        Self::open_in(outside, volume, options, stats).await
+    }
+}
+
+impl<D: Dial> LocalVolume<D> {
+    /// Attaches a volume.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub(crate) async fn open_in(
+        outside: Outside<D>,
+        volume: &str,
+        options: &Open,
+        stats: Arc<VolumeStats>,
+    ) -> Result<Self, OpenError> {
+        let session = Session::open(outside, volume, options, stats).await?;
         Ok(Self { session, unflushed: Rc::default() })
     }
 
@@ -116,7 +141,7 @@ impl LocalVolume {
         }
     }
 
-    fn parts(&self, offset: u64, len: u64, cut: Cut) -> impl Iterator<Item = Part> + use<> {
+    fn parts(&self, offset: u64, len: u64, cut: Cut) -> impl Iterator<Item = Part> + use<D> {
         parts(offset, len, self.session.segment_bytes, cut)
     }
 
@@ -303,7 +328,7 @@ fn worse(known: Option<BlockError>, new: BlockError) -> BlockError {
     }
 }
 
-impl LocalBlockDevice for LocalVolume {
+impl<D: Dial> LocalBlockDevice for LocalVolume<D> {
     fn info(&self) -> DeviceInfo {
         self.session.info()
     }

@@ -2,7 +2,7 @@
 //! misbehave as a test tells them.
 
 mod meta;
-mod server;
+pub(crate) mod server;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -78,7 +78,8 @@ pub(crate) const A: ServerId = ServerId(1);
 pub(crate) const B: ServerId = ServerId(2);
 
 impl Fake {
-    pub(crate) async fn start() -> Self {
+    /// Without sockets: nobody listens anywhere.
+    pub(crate) fn bare() -> Self {
         let world = Arc::new(Mutex::new(World {
             segments: BTreeMap::new(),
             addresses: BTreeMap::new(),
@@ -95,7 +96,12 @@ impl Fake {
             tasks: BTreeMap::new(),
             dead: BTreeSet::new(),
         }));
-        let mut fake = Self { world, news: watch::Sender::new(1), meta: String::new() };
+        Self { world, news: watch::Sender::new(1), meta: String::new() }
+    }
+
+    /// On ports of this machine.
+    pub(crate) async fn start() -> Self {
+        let mut fake = Self::bare();
         fake.meta = meta::start(fake.clone()).await;
         for id in [A, B] {
             server::start(fake.clone(), id).await;

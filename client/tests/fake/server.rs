@@ -57,13 +57,14 @@ async fn serve(fake: Fake, id: ServerId, socket: TcpStream) {
     sender.close();
 }
 
-enum Answer {
+/// What a server does about a request.
+pub(crate) enum Answer {
     Reply(Reply),
     Nothing,
     HangUp,
 }
 
-fn answer(fake: &Fake, server: ServerId, request: &Request<Payload>) -> Answer {
+pub(crate) fn answer(fake: &Fake, server: ServerId, request: &Request<Payload>) -> Answer {
     let mut world = fake.world();
     assert!(request.lowest_open >= world.lowest_open, "the lowest open number went back");
     world.lowest_open = request.lowest_open;
