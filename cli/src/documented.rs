@@ -1,6 +1,8 @@
 //! The documentation shows command lines that this program takes.
 
-use clap::Parser as _;
+use std::{collections::BTreeSet, fs, path::Path};
+
+use clap::{Command, CommandFactory as _, Parser as _};
 
 use crate::{args::Args, config::ChunkserverFile};
 
@@ -41,6 +43,33 @@ fn the_readme_is_at_most_250_lines_and_keeps_its_order() {
         "Repository",
     ];
     assert_eq!(titles, order);
+}
+
+/// Full names of the commands that have no commands below them.
+fn leaves(command: &Command, name: &str, found: &mut BTreeSet<String>) {
+    let below: Vec<_> = command.get_subcommands().filter(|c| c.get_name() != "help").collect();
+    if below.is_empty() {
+        found.insert(name.to_owned());
+    }
+    for command in below {
+        let name = format!("{name}-{}", command.get_name());
+        leaves(command, name.trim_start_matches('-'), found);
+    }
+}
+
+#[test]
+fn the_fields_of_every_command_are_pinned() {
+    // Servers print nothing, the demo lines for people, and a completion script is no data.
+    const WITHOUT: [&str; 6] =
+        ["demo", "meta-run", "meta-restore", "chunkserver-run", "gateway-run", "completion"];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let pinned = fs::read_dir(folder).expect("readable").flatten().map(|entry| entry.path());
+    let pinned: BTreeSet<_> =
+        pinned.map(|p| p.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
+    let mut commands = BTreeSet::new();
+    leaves(&Args::command(), "", &mut commands);
+    commands.retain(|name| !WITHOUT.contains(&&**name));
+    assert_eq!(pinned, commands, "left what is pinned, right what there is");
 }
 
 /// The lines of all blocks of a language, block by block.

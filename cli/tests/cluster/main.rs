@@ -11,6 +11,7 @@ mod factors;
 mod fencing;
 mod fio;
 mod full;
+mod golden;
 mod image;
 mod limited;
 mod markdown;
