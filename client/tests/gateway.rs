@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
+const CACHE: u16 = 5;
+const CAN_MULTI_CONN: u16 = 1 << 8;
 
 /// Holds operations at [`GATED`] back until a permit is given; notes flushes.
 #[derive(Clone)]
@@ -146,6 +149,7 @@ async fn a_flush_on_one_connection_covers_writes_completed_on_another() {
             let gateway = start(device.clone(), 8).await;
             let mut writer = Client::connect(gateway.address).await;
             let mut flusher = Client::connect(gateway.address).await;
+            assert_ne!(flusher.flags & CAN_MULTI_CONN, 0, "it is promised");
             writer.write(0, &[9; 512]).await;
             flusher.send(FLUSH, 3, 0, 0, &[]).await;
             flusher.reply(0).await;
@@ -271,6 +275,42 @@ async fn one_connection_too_many_is_closed() {
             drop(first);
             within("the first has gone", gateway.metrics.idle()).await;
             Client::connect(gateway.address).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_hint_to_cache_is_answered_and_changes_nothing() {
+    LocalSet::new()
+        .run_until(async {
+            let gateway = start(MemDevice::new(1 << 20), 8).await;
+            let mut client = Client::connect(gateway.address).await;
+            client.write(0, &[3; 512]).await;
+            client.send(CACHE, 9, 0, 1 << 20, &[]).await;
+            assert_eq!(client.reply(0).await.0, 9);
+            assert_eq!(client.read(0, 512).await, vec![3; 512]);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_goodbye_is_taken_once_what_is_in_flight_is_answered() {
+    LocalSet::new()
+        .run_until(async {
+            let device = Gated::new();
+            let gateway = start(device.clone(), 8).await;
+            let mut client = Client::connect(gateway.address).await;
+            client.send(WRITE, 4, GATED, 512, &[8; 512]).await;
+            client.send(WRITE, 5, GATED, 512, &[9; 512]).await;
+            client.send(DISCONNECT, 6, 0, 0, &[]).await;
+            device.waiting.acquire_many(2).await.expect("open").forget();
+            device.gate.add_permits(2);
+            let mut answered = [client.reply(0).await.0, client.reply(0).await.0];
+            answered.sort_unstable();
+            assert_eq!(answered, [4, 5]);
+            let rest = timeout(DEADLINE, client.socket.read(&mut [0; 1])).await.expect("in time");
+            assert_eq!(rest.expect("closed in order"), 0, "a goodbye has no answer");
+            within("the connection ends", gateway.metrics.idle()).await;
         })
         .await;
 }

@@ -1,13 +1,16 @@
 //! With a cluster of one meta node and no chunkservers: what can be done without placing anything.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tidewater_cli::cluster::{Cluster, ClusterSpec, PARENT_VARIABLE, wait_until};
 
@@ -107,8 +110,13 @@ struct Gateway(Child);
 
 impl Gateway {
     fn start(admin: &Admin, args: &[&str]) -> Self {
+        Self::on(admin, &[&["--listen", "127.0.0.1:0"], args].concat())
+    }
+
+    /// On the sockets that `args` name.
+    fn on(admin: &Admin, args: &[&str]) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_tidewater"))
-            .args(["gateway", "run", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
+            .args(["gateway", "run", "--metrics-listen", "127.0.0.1:0"])
             .args(args)
             .args(["--endpoint", &admin.cluster.endpoints().join(",")])
             .env(PARENT_VARIABLE, std::process::id().to_string())
@@ -184,6 +192,54 @@ fn cluster_each_export_is_opened_for_its_own_program() {
         [("a", "web", "2", "read-only"), ("b", "db", "9", "shared"), ("c", "db", "9", "read-only")];
     let wanted = wanted.map(|(v, p, i, m)| (v.into(), p.into(), i.into(), m.into()));
     assert_eq!(found, wanted);
+}
+
+#[test]
+fn cluster_a_gateway_serves_on_a_unix_socket_and_takes_it_away_at_its_end() {
+    const EXPORT_NAME: u32 = 1;
+    const READ: u16 = 0;
+    let admin = Admin::start();
+    admin.run(&["volume", "create", "v", "--size", "1GiB"]).expect_code(0);
+    let path = admin.cluster.folder().join("nbd.sock");
+    let mut gateway =
+        Gateway::on(&admin, &["--unix", path.to_str().expect("UTF-8"), "--export", "v"]);
+    gateway.attached(&admin, 1);
+    let mut socket = UnixStream::connect(&path).expect("it listens");
+    socket.set_read_timeout(Some(LIMIT)).expect("settable");
+    let mut greeting = [0; 18];
+    socket.read_exact(&mut greeting).expect("a greeting");
+    assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+
+    let mut choice = 3_u32.to_be_bytes().to_vec();
+    choice.extend(b"IHAVEOPT");
+    choice.extend(EXPORT_NAME.to_be_bytes());
+    choice.extend(1_u32.to_be_bytes());
+    choice.extend(b"v");
+    socket.write_all(&choice).expect("sent");
+    let mut export = [0; 10];
+    socket.read_exact(&mut export).expect("size and flags");
+    assert_eq!(export[..8], (1_u64 << 30).to_be_bytes());
+
+    let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+    request.extend(0_u16.to_be_bytes());
+    request.extend(READ.to_be_bytes());
+    request.extend(b"cookie..");
+    request.extend(0_u64.to_be_bytes());
+    request.extend(512_u32.to_be_bytes());
+    socket.write_all(&request).expect("sent");
+    let mut reply = [1; 16 + 512];
+    socket.read_exact(&mut reply).expect("a reply");
+    assert_eq!((&reply[4..8], &reply[8..16]), ([0; 4].as_slice(), b"cookie..".as_slice()));
+    assert!(reply[16..].iter().all(|&byte| byte == 0), "a volume never written reads as zeroes");
+    drop(socket);
+
+    kill_process(Pid::from_child(&gateway.0), Signal::TERM).expect("it runs");
+    let ended = wait_until("the gateway to end", LIMIT, || match gateway.0.try_wait() {
+        Ok(Some(status)) => Ok(status),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(ended.expect("it ends").success());
+    assert!(!path.exists(), "the socket's file is left behind");
 }
 
 /// Hands what clients say to a server, and drops what it answers.

@@ -25,6 +25,7 @@ mod refusal;
 mod repair;
 mod restore;
 mod scene;
+mod sharing;
 mod shell;
 mod space;
 mod testing;
