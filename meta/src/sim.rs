@@ -83,6 +83,8 @@ pub struct SimMeta {
     revision: Revision,
     detector: Detector,
     planner: Planner,
+    /// Leaders so far.
+    term: u64,
     waits: Waits,
 }
 
@@ -143,6 +145,7 @@ impl SimMeta {
             revision: Revision(0),
             detector: Detector::new(waits.server_dead_after_ms, now),
             planner: Planner::default(),
+            term: 0,
             waits,
         };
         let uuid = cluster.to_owned();
@@ -153,7 +156,8 @@ impl SimMeta {
     /// Another node leads: what the last leader remembered is gone.
     pub fn lead(&mut self, now: Millis) {
         self.planner = Planner::default();
-        self.detector.lead(now);
+        self.term += 1;
+        self.detector.lead(self.term, now);
     }
 
     /// The next entry of the log is committed.

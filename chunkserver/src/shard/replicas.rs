@@ -64,7 +64,7 @@ impl Shard {
             ShardCommand::Retired(segment, replica) => self.delete(segment, replica),
             ShardCommand::Servers(servers) => self.learn_servers(servers),
             ShardCommand::TellCopies(answer) => {
-                if answer.send(self.copies()).is_err() {
+                if answer.send(self.copy_reports()).is_err() {
                     tracing::debug!("nobody waits for the copies any more");
                 }
             }
@@ -72,7 +72,7 @@ impl Shard {
     }
 
     /// What it holds, as a restored metadata cluster wants to know it.
-    fn copies(&self) -> Vec<CopyReport> {
+    fn copy_reports(&self) -> Vec<CopyReport> {
         let report = |owned: &Owned| {
             let record = self.records.get(&owned.replica.segment()).cloned();
             owned.replica.report(record)

@@ -66,6 +66,17 @@ impl Cluster {
         Ok(ServerRun { server: server.address.map_or(0, |a| a.server), run: server.run })
     }
 
+    /// The seat of the chunkserver with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`MetaError`]; `None` where the id is not of this cluster.
+    pub fn seat_of(&self, server: u64) -> Result<Option<Seat>, MetaError> {
+        let known = self.servers()?;
+        let address = known.iter().filter_map(|s| s.address.as_ref()).find(|a| a.server == server);
+        Ok(address.and_then(|a| self.seat_at(&a.control)))
+    }
+
     /// Makes a volume.
     ///
     /// # Errors

@@ -92,7 +92,7 @@ fn a_server_without_a_copy_that_it_should_have_answers_lost_and_is_silent_about_
     assert_eq!(asked(&mut net, ReplicaId(3)), []);
     // The record says that the copy was there before: it is not to be made anew.
     net.commit(|r| r.members[2].fresh = false);
-    assert_eq!(asked(&mut net, ReplicaId(3)), [lost.clone()]);
+    assert_eq!(asked(&mut net, ReplicaId(3)), std::slice::from_ref(&lost));
     assert_eq!(asked(&mut net, ReplicaId(9)), [], "a copy that is not its own");
     assert!(net.shard(3).owned.is_empty(), "an empty copy was made in its place");
     net.await_proposal(SetChange::Lost { replica: ReplicaId(3) });

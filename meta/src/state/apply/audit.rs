@@ -93,7 +93,7 @@ impl Audited {
         self.world.state.events.iter().map(|(_, row)| row.clone()).collect()
     }
 
-    fn run(&mut self, command: Command) {
+    fn run(&mut self, command: &Command) {
         let before = (sets(&self.world.state), self.events().len());
         self.world.run(command.clone()).unwrap_or_else(|why| panic!("{command:?}: {why}"));
         if sets(&self.world.state) == before.0 {
@@ -111,7 +111,7 @@ impl Audited {
 
     fn change(&mut self, change: SetChange) {
         let record = self.world.record(0);
-        self.run(Command::ChangeSet(ChangeSet {
+        self.run(&Command::ChangeSet(ChangeSet {
             segment: record.segment,
             expected_epoch: record.epoch,
             change,
@@ -124,7 +124,7 @@ impl Audited {
     fn learn(&mut self, source: LearnerSource) {
         let (expected_epoch, reason) = (self.world.record(0).epoch, "member is gone".to_owned());
         let args = AddLearner { segment: segment(0), expected_epoch, source, reason };
-        self.run(Command::AddLearner(args));
+        self.run(&Command::AddLearner(args));
     }
 
     fn activate(&mut self) {
@@ -132,14 +132,14 @@ impl Audited {
         let (segment, epoch, token) = (record.segment, record.epoch, record.token);
         let reports = vec![Active { segment, epoch, token }];
         let server = record.primary_member().server;
-        self.run(Command::ReportActive { server, reports });
+        self.run(&Command::ReportActive { server, reports });
     }
 
     fn place(&mut self, name: &str, id: u64) {
-        self.run(Command::CreateVolume(volume(name, 3)));
+        self.run(&Command::CreateVolume(volume(name, 3)));
         let segment = SegmentId { volume: VolumeId(id), index: 0 };
         let servers = [1, 2, 3].map(ServerId).to_vec();
-        self.run(Command::CreateSegment(CreateSegment { segment, servers }));
+        self.run(&Command::CreateSegment(CreateSegment { segment, servers }));
     }
 
     /// What the planner proposes when a volume has been in the trash for `ms`.
@@ -150,7 +150,7 @@ impl Audited {
         let (state, spares) = (&self.world.state, &[][..]);
         let seen = Seen { state, servers: &servers, spares, now: ms, patience };
         for command in planner.plan(&seen) {
-            self.run(command);
+            self.run(&command);
         }
     }
 }
@@ -182,15 +182,15 @@ fn every_kind_of_set_change_carries_actor_and_reason() {
         expected_epoch,
         reason: "set is full".to_owned(),
     };
-    audited.run(retire(second));
-    audited.run(Command::RegisterServer(register(4, 99)));
+    audited.run(&retire(second));
+    audited.run(&Command::RegisterServer(register(4, 99)));
 
     // A purge by an operator, and one because the time is over.
     for (name, id) in [("asked", 2), ("over", 3)] {
         audited.place(name, id);
-        audited.run(Command::DeleteVolume { name: name.to_owned(), keep_ms: 1_000 });
+        audited.run(&Command::DeleteVolume { name: name.to_owned(), keep_ms: 1_000 });
     }
-    audited.run(Command::PurgeVolume { id: VolumeId(2), deletion: None });
+    audited.run(&Command::PurgeVolume { id: VolumeId(2), deletion: None });
     let mut planner = Planner::default();
     audited.plan_after(&mut planner, 0);
     audited.plan_after(&mut planner, 1_000);
@@ -203,7 +203,7 @@ fn every_kind_of_set_change_carries_actor_and_reason() {
     for server in 1..=5 {
         let run = RunId(if server == 4 { 99 } else { server });
         let (server, copies, servers) = (ServerId(server), Vec::new(), Vec::new());
-        audited.run(Command::ReportCopies(ReportCopies {
+        audited.run(&Command::ReportCopies(ReportCopies {
             server,
             run,
             copies,
@@ -211,7 +211,7 @@ fn every_kind_of_set_change_carries_actor_and_reason() {
             last: true,
         }));
     }
-    audited.run(Command::FinishRestore { without: Vec::new() });
+    audited.run(&Command::FinishRestore { without: Vec::new() });
     for kind in ALL {
         let told = audited.told.iter().any(|(name, _)| *name == kind.name());
         assert!(told && tells_of_sets(kind), "no set change was made that {kind:?} tells of");
