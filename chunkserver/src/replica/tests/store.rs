@@ -92,6 +92,12 @@ impl Disk {
         }
     }
 
+    /// What a restart finds; what was still on its way when the base moved past it does not count.
+    pub(super) fn entries_above(&self, base: Position) -> Vec<Entry<Value>> {
+        let above = |entry: &&Entry<Value>| entry.position.sequence > base.sequence;
+        self.entries.iter().filter(above).cloned().collect()
+    }
+
     /// Whether the entry at `at` would be there after a crash now.
     pub(super) fn has(&self, at: Position) -> bool {
         at.sequence <= self.base.sequence || self.entries.iter().any(|e| e.position == at)

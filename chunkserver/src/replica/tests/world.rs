@@ -273,7 +273,7 @@ impl World {
             token: node.disk.token,
             base,
             applied: node.disk.applied.clone(),
-            entries: if copying.is_some() { Vec::new() } else { node.disk.entries.clone() },
+            entries: if copying.is_some() { Vec::new() } else { node.disk.entries_above(base) },
             commit: if copying.is_some() { base.sequence } else { node.disk.commit },
             copying,
         };

@@ -316,3 +316,63 @@ fn a_deleted_replica_gives_its_slots_back() {
     assert_eq!(driver.store.free_chunks(), free);
     assert!(world.open().expect("opens").1.is_empty());
 }
+
+fn fill(chunk: u64, byte: u8) -> Op {
+    Op::Fill { replica: 1, chunk, byte }
+}
+
+/// What the start of a chunk holds.
+fn start_of(driver: &mut Driver, chunk: u64) -> u8 {
+    let at = chunk * CHUNK_BYTES;
+    super::driver::read(&mut driver.store, ReplicaId(1), at, BLOCK_BYTES)[0]
+}
+
+#[test]
+fn a_whole_chunk_whose_device_fails_goes_to_the_journal() {
+    let mut world = World::new();
+    world.shape.file_bytes = 4 << 20;
+    world.second = Some(SimDisk::new(&world.clock, "second"));
+    let mut driver = start(&world);
+    driver.step(&fill(0, 7));
+    assert_eq!(driver.store.reserved_slots(), 1);
+    world.device.fail(EIO);
+    for op in [Op::Poll, COMMIT, Op::Freeze, Op::Poll] {
+        driver.step(&op);
+    }
+    assert_eq!((driver.durable.0, driver.failed, driver.destaged), (1, false, 1));
+    assert_eq!(driver.store.adopted_slots(), 0, "it is not where it was to go");
+    assert_eq!(start_of(&mut driver, 0), 7);
+}
+
+#[test]
+fn a_slot_that_rots_before_it_has_a_row_costs_its_copy() {
+    let world = World::new();
+    let mut driver = start(&world);
+    for op in [fill(0, 7), Op::Poll] {
+        driver.step(&op);
+    }
+    drop(driver);
+    let sound = world.after_crash(Keep::None, 1);
+    assert!(!sound.open().expect("opens").1[0].damaged);
+    world.device.flip("slots", CHUNK_BYTES + 5_000, 3);
+    let (_, found) = world.open().expect("opens");
+    assert!(found[0].damaged, "wrong bytes are never an entry's");
+}
+
+#[test]
+fn slots_of_entries_that_are_overwritten_before_a_round_are_free_after_it() {
+    let world = World::new();
+    let mut driver = start(&world);
+    let free = driver.store.free_chunks();
+    for op in [fill(0, 1), fill(0, 2), fill(1, 3), write(0, 4), Op::Poll, COMMIT] {
+        driver.step(&op);
+    }
+    assert_eq!(driver.store.reserved_slots(), 3);
+    for op in [Op::Freeze, Op::Poll] {
+        driver.step(&op);
+    }
+    let reserved = driver.store.reserved_slots();
+    assert_eq!((driver.store.adopted_slots(), reserved), (1, 0), "chunk 1 alone is as it came");
+    assert_eq!(driver.store.free_chunks(), free - 2);
+    assert_eq!((start_of(&mut driver, 0), start_of(&mut driver, 1)), (4, 3));
+}
