@@ -24,7 +24,7 @@ const LOG_BYTES: u64 = 64 << 20;
 /// What is written meanwhile, to one chunk of each segment: more than the journals hold.
 const ROUNDS: u64 = 16;
 /// What may be sent beside the chunks that changed: those that were under way when the member left.
-const SLACK_CHUNKS: u64 = 8;
+const SLACK_CHUNKS: u64 = 16;
 
 fn chunk(number: u64, round: u64) -> Vec<u8> {
     (number ^ (round << 32)).to_le_bytes().repeat(CHUNK_BYTES as usize / 8)
