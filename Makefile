@@ -26,7 +26,7 @@ deps-test:
 	scripts/deps.sh build test nextest
 
 deps-lint:
-	scripts/deps.sh build deny
+	scripts/deps.sh build
 
 build: deps-build
 	$(rocksdb)

@@ -4,12 +4,11 @@
 #   scripts/deps.sh build        compilers for RocksDB
 #   scripts/deps.sh build test   also the block clients that the tests drive
 #   scripts/deps.sh nextest      cargo-nextest, which runs the tests
-#   scripts/deps.sh deny         cargo-deny, but only with TIDEWATER_REQUIRE_TOOLS=1
 #
 # Debian packages are installed as root or with a sudo that asks nothing; otherwise the line to run is
 # printed. A missing test tool is an error only with TIDEWATER_REQUIRE_TOOLS=1: elsewhere its tests are
-# skipped. Cargo's tools are compiled, which takes minutes; where they cannot be had, as without a network,
-# `make test` uses cargo test and `make lint` says what it does not check.
+# skipped. cargo-nextest is compiled, which takes minutes; where it cannot be had, as without a network,
+# `make test` uses cargo test.
 set -euo pipefail
 
 # cargo_tool NAME: whether `cargo NAME` is there, or could be installed.
@@ -55,10 +54,6 @@ for set in "$@"; do
   case $set in
     nextest)
       cargo_tool nextest || true
-      continue
-      ;;
-    deny)
-      if [ "${TIDEWATER_REQUIRE_TOOLS:-}" = 1 ]; then cargo_tool deny || true; fi
       continue
       ;;
   esac
