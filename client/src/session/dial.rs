@@ -111,13 +111,15 @@ impl FrameSink for TcpSender {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tidewater_proto::{
         entry::Payload,
         geometry::Extent,
         ids::Position,
         peer::{Refusal, Reply},
     };
-    use tokio::{net::TcpListener, task::LocalSet};
+    use tokio::{net::TcpListener, task::LocalSet, time::timeout};
 
     use super::*;
     use crate::session::sim::SimNet;
@@ -145,8 +147,10 @@ mod tests {
         received
     }
 
+    /// Whether the connection ends, before long.
     async fn is_over(from: &mut impl FrameSource) -> bool {
-        matches!(from.next().await, Ok(None) | Err(LinkError::Io(_)))
+        let end = timeout(Duration::from_secs(10), from.next()).await;
+        matches!(end, Ok(Ok(None) | Err(LinkError::Io(_))))
     }
 
     /// `accept` gives the other ends of what is dialled at `address`; nobody listens at `nobody`.

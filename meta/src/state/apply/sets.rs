@@ -46,6 +46,10 @@ pub(super) fn change<S: Ord>(
     next.epoch = record.epoch.next();
     match change {
         SetChange::Remove { replica } => remove(&mut next, replica)?,
+        SetChange::Lost { replica } if next.learners.iter().any(|l| l.replica == replica) => {
+            let lost = take(&mut next.learners, replica)?;
+            next.retired.push(lost);
+        }
         SetChange::Lost { replica } => {
             let lost = take(&mut next.members, replica)?;
             next.retired.push(lost);

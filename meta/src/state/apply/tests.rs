@@ -300,6 +300,20 @@ fn a_lost_copy_is_retired_and_a_lost_primary_is_succeeded_but_never_the_last_mem
 }
 
 #[test]
+fn a_learner_whose_server_lost_its_copy_is_retired_and_another_takes_its_place() {
+    let mut world = placed();
+    activate(&mut world, 0).expect("active");
+    let three = on(&world.record(0), 3);
+    change(&mut world, SetChange::Remove { replica: three }).expect("remove");
+    learn(&mut world, LearnerSource::Former(three)).expect("former");
+    change(&mut world, SetChange::Lost { replica: three }).expect("its disks are new");
+    let record = world.record(0);
+    assert_eq!((servers(&record.learners), servers(&record.retired)), (vec![], vec![3]));
+    assert_eq!(servers(&record.members), [1, 2]);
+    assert_eq!(learn(&mut world, LearnerSource::Spare(ServerId(4))), Ok(Applied::Done));
+}
+
+#[test]
 fn every_set_change_is_in_the_audit_trail_with_reason_and_actor() {
     let mut world = placed();
     let three = on(&world.record(0), 3);
